@@ -1,0 +1,82 @@
+"""What the four command lines share: config files first, one-line errors, exit codes 0, 1, 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+
+from shards.errors import UserError
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+ConfigT = TypeVar("ConfigT")
+
+
+def make_parser(program: str, description: str) -> jsonargparse.ArgumentParser:
+    """Return a strict parser: no abbreviations, unknown keys are errors, failures raise instead of exiting."""
+    return jsonargparse.ArgumentParser(
+        prog=f"python -m {program}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+
+
+def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> jsonargparse.Namespace:
+    """Parse argv; flags win over `--config FILE` wherever they stand.
+
+    jsonargparse applies arguments in order, so that a flag before `--config` would be overwritten by the file.
+
+    Raises:
+        UserError: an unknown flag or key, a wrong type, a missing value, an unreadable config file.
+    """
+    try:
+        return parser.parse_args(_config_first(argv))
+    except jsonargparse.ArgumentError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{' '.join(lines)} (see {parser.prog} --help)") from error
+
+
+def parse_config(program: str, description: str, config: type[ConfigT], argv: Sequence[str]) -> ConfigT:
+    """Build a config dataclass from `--config FILE` and dotted flags (`--model.depth 6`); flags win.
+
+    Raises:
+        UserError: as `parse`; also what the dataclass itself refuses when made (its ValueError).
+    """
+    parser = make_parser(program, description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parser.add_class_arguments(config)
+    values: dict[str, Any] = vars(_instantiate(parser, parse(parser, argv)))
+    return config(**{name: value for name, value in values.items() if name != "config"})
+
+
+def _instantiate(parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    try:
+        return parser.instantiate(values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    config: list[str] = []
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        if item == "--config":
+            config += [item, *[value for value in [next(items, None)] if value is not None]]
+        elif item.startswith("--config="):
+            config.append(item)
+        else:
+            rest.append(item)
+    return config + rest
+
+
+def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:
+    """Run main(argv) and exit: 0 done, 1 failed, 2 wrong use (one line on stderr, no traceback), 130 interrupted."""
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
