@@ -10,6 +10,7 @@ from shards.errors import UserError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+Namespace = jsonargparse.Namespace
 ConfigT = TypeVar("ConfigT")
 
 
@@ -50,7 +51,8 @@ def parse_config(program: str, description: str, config: type[ConfigT], argv: Se
 
 def _instantiate(parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace) -> jsonargparse.Namespace:
     try:
-        return parser.instantiate(values)
+        instances: jsonargparse.Namespace = parser.instantiate(values)
+        return instances
     except ValueError as error:
         raise UserError(str(error)) from error
 

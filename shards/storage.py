@@ -46,8 +46,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def is_local(url: str) -> bool:
-    """Say whether the URL is a path on this machine."""
-    return isinstance(filesystem(url)[0], LocalFileSystem)
+    """Say whether the URL is a path on this machine (by its scheme alone: no driver is loaded)."""
+    return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def local_path(url: str) -> Path:
@@ -194,7 +194,7 @@ def list_files(url: str) -> list[FileInfo]:
 
 def _list_local(root: Path) -> list[FileInfo]:
     if not root.is_dir():
-        raise FileNotFoundError(root) if not root.exists() else NotADirectoryError(f"{root} is a file, not a folder")
+        raise (FileNotFoundError(root) if not root.exists() else NotADirectoryError(f"{root} is a file, not a folder"))
     infos = []
 
     def refuse(error: OSError) -> None:

@@ -1,0 +1,186 @@
+"""The tables of a dataset: their columns, and the value objects of a version file.
+
+Four tables, each a sequence of Parquet files named by the version:
+
+- samples: one row per tile that lies in a shard, in the order of the shards;
+- shards: one row per tar file;
+- scenes: every scene of the inventory exactly once, with its end state;
+- rejects: every scene and every tile that was left out, with a reason code.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+FORMAT = "pera-dataset"
+FORMAT_VERSION = 1
+
+SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),  # unique in the dataset; names of the members start with it
+        ("shard", pa.string()),  # id of the shard, see the shards table
+        ("offset", pa.int64()),  # first byte of the sample's first tar header
+        ("size", pa.int32()),  # bytes up to the end of its last member's padding
+        ("crc32c", pa.uint32()),  # of these bytes
+        ("member", pa.string()),  # extension of the image member, without dot
+        ("member_offset", pa.int64()),  # first byte of the image itself
+        ("member_size", pa.int32()),
+        ("member_sha256", pa.binary(32)),
+        ("json_sha256", pa.binary(32)),
+        ("scene", pa.string()),  # id of the scene, see the scenes table
+        ("x", pa.int32()),  # window in scene pixels: left
+        ("y", pa.int32()),  # and top
+        ("width", pa.int32()),  # tile pixels
+        ("height", pa.int32()),
+        ("crs", pa.string()),  # authority code if there is one, else WKT; null: none
+        ("transform", pa.list_(pa.float64(), 6)),  # pixel to CRS: a, b, c, d, e, f (affine order); null: none
+        ("bounds", pa.list_(pa.float64(), 4)),  # left, bottom, right, top in CRS units
+        ("lon", pa.float64()),  # centre, WGS 84 degrees
+        ("lat", pa.float64()),
+        ("gsd_m", pa.float64()),  # ground sampling distance, metres
+        ("time", pa.timestamp("s", tz="UTC")),  # acquisition
+        ("sensor", pa.string()),
+        ("label", pa.string()),
+        ("valid_share", pa.float32()),  # share of pixels with data, 0..1
+        (
+            "contrast",
+            pa.float32(),
+        ),  # largest standard deviation of a band over valid pixels, share of the value range
+        ("clipped_share", pa.float32()),  # share of valid values that normalisation clipped
+    ]
+)
+
+SHARDS = pa.schema(
+    [
+        ("shard", pa.string()),  # id: sha256 of the file
+        ("url", pa.string()),  # relative to the dataset, or absolute
+        ("size", pa.int64()),  # bytes
+        ("num_samples", pa.int32()),
+    ]
+)
+
+SCENES = pa.schema(
+    [
+        ("scene", pa.string()),  # id: hash of the path
+        ("path", pa.string()),  # relative to the scenes' root
+        ("size", pa.int64()),  # bytes
+        ("etag", pa.string()),
+        ("state", pa.string()),  # "used" or "rejected"
+        ("reason", pa.string()),  # code; null when used
+        ("detail", pa.string()),
+        ("num_tiles", pa.int32()),  # tiles in shards
+        ("num_dropped", pa.int32()),  # tiles left out by a filter, see rejects
+        ("driver", pa.string()),  # null from here on where the scene could not be opened
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("num_bands", pa.int32()),
+        ("dtype", pa.string()),
+        ("crs", pa.string()),
+        ("transform", pa.list_(pa.float64(), 6)),
+        ("gsd_m", pa.float64()),
+        ("nodata", pa.float64()),
+        ("time", pa.timestamp("s", tz="UTC")),
+        ("label", pa.string()),
+        ("band_indexes", pa.list_(pa.int32())),  # 1-based, in the order of the dataset's bands
+        ("low", pa.list_(pa.float64())),  # source value that became 0, per band; null: values as they are
+        ("high", pa.list_(pa.float64())),  # source value that became the top of the range
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        ("scene", pa.string()),
+        ("path", pa.string()),
+        ("x", pa.int32()),  # null: the whole scene
+        ("y", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+TABLES = {"samples": SAMPLES, "shards": SHARDS, "scenes": SCENES, "rejects": REJECTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """One band of every tile."""
+
+    name: str
+    mean: float
+    """Over all valid pixels of the dataset, in the units of its type (0…255 for uint8)."""
+    std: float
+    """As the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """One Parquet file of a table."""
+
+    url: str
+    """Relative to the dataset, or absolute."""
+    sha256: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What `versions/00000001.json` says; nothing of a dataset is visible before it exists."""
+
+    version: int
+    digest: str
+    """64 hex digits that name the content, see `shards.digest`."""
+    bands: tuple[Band, ...]
+    dtype: str
+    tile_px: int
+    num_samples: int
+    num_shards: int
+    num_scenes: int
+    num_rejected: int
+    """Scenes, of `num_scenes`."""
+    num_bytes: int
+    """Of all shards."""
+    tables: Mapping[str, tuple[TableFile, ...]]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made: scenes, configuration, seed, plan, toolchain."""
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes of the version file."""
+        return canonical_json({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Version":
+        """Parse a version file.
+
+        Raises:
+            ValueError: not a version file, or of a format this code does not know.
+        """
+        try:
+            values = json.loads(data)
+            known = values.pop("format"), values.pop("format_version")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a version file: {error}") from error
+        if known != (FORMAT, FORMAT_VERSION):
+            raise ValueError(f"format {known} is not the known {(FORMAT, FORMAT_VERSION)}: update this package")
+        values["bands"] = tuple(Band(**band) for band in values["bands"])
+        values["tables"] = {
+            name: tuple(TableFile(**file) for file in files) for name, files in values["tables"].items()
+        }
+        return cls(**values)
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII, no NaN.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def sha256_hex(data: bytes) -> str:
+    """Return the sha256 of bytes as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
