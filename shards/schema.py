@@ -19,6 +19,12 @@ import pyarrow as pa
 FORMAT = "pera-dataset"
 FORMAT_VERSION = 1
 
+
+def _floats(count: int = -1) -> pa.DataType:
+    # "element" is the name that Parquet gives back: a table read equals the table written.
+    return pa.list_(pa.field("element", pa.float64()), count)
+
+
 SAMPLES = pa.schema(
     [
         ("key", pa.string()),  # unique in the dataset; names of the members start with it
@@ -37,12 +43,12 @@ SAMPLES = pa.schema(
         ("width", pa.int32()),  # tile pixels
         ("height", pa.int32()),
         ("crs", pa.string()),  # authority code if there is one, else WKT; null: none
-        ("transform", pa.list_(pa.float64(), 6)),  # pixel to CRS: a, b, c, d, e, f (affine order); null: none
-        ("bounds", pa.list_(pa.float64(), 4)),  # left, bottom, right, top in CRS units
+        ("transform", _floats(6)),  # pixel to CRS: a, b, c, d, e, f (affine order); null: none
+        ("bounds", _floats(4)),  # left, bottom, right, top in CRS units
         ("lon", pa.float64()),  # centre, WGS 84 degrees
         ("lat", pa.float64()),
         ("gsd_m", pa.float64()),  # ground sampling distance, metres
-        ("time", pa.timestamp("s", tz="UTC")),  # acquisition
+        ("time", pa.timestamp("ms", tz="UTC")),  # acquisition
         ("sensor", pa.string()),
         ("label", pa.string()),
         ("valid_share", pa.float32()),  # share of pixels with data, 0..1
@@ -80,14 +86,14 @@ SCENES = pa.schema(
         ("num_bands", pa.int32()),
         ("dtype", pa.string()),
         ("crs", pa.string()),
-        ("transform", pa.list_(pa.float64(), 6)),
+        ("transform", _floats(6)),
         ("gsd_m", pa.float64()),
         ("nodata", pa.float64()),
-        ("time", pa.timestamp("s", tz="UTC")),
+        ("time", pa.timestamp("ms", tz="UTC")),
         ("label", pa.string()),
-        ("band_indexes", pa.list_(pa.int32())),  # 1-based, in the order of the dataset's bands
-        ("low", pa.list_(pa.float64())),  # source value that became 0, per band; null: values as they are
-        ("high", pa.list_(pa.float64())),  # source value that became the top of the range
+        ("band_indexes", pa.list_(pa.field("element", pa.int32()))),  # 1-based, in the order of the dataset's bands
+        ("low", _floats()),  # source value that became 0, per band; null: values as they are
+        ("high", _floats()),  # source value that became the top of the range
     ]
 )
 

@@ -168,6 +168,13 @@ def remove(url: str) -> None:
         fs.rm_file(path)
 
 
+def remove_folder(url: str) -> None:
+    """Delete a folder with all its files; a missing one is no error."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
 def list_files(url: str) -> list[FileInfo]:
     """List all files below a folder or prefix, sorted by path; hidden names (starting with ".") are left out.
 

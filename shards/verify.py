@@ -50,8 +50,10 @@ def verify(url: str, number: int | None = None) -> Iterator[str]:
 
 def _rows_by_shard(samples: pa.Table) -> dict[str, pa.Table]:
     """Slice the samples table by shard, rows in order of their offset; the slices share one table's memory."""
-    chosen = samples.select(_NO_ROWS.column_names).sort_by([("shard", "ascending"), ("offset", "ascending")])
-    names = chosen["shard"].cast(pa.string()).combine_chunks()
+    names = samples["shard"].cast(pa.string())
+    chosen = samples.select(_NO_ROWS.column_names).set_column(0, "shard", names)
+    chosen = chosen.sort_by([("shard", "ascending"), ("offset", "ascending")])
+    names = chosen["shard"].combine_chunks()
     runs = pc.run_end_encode(names)
     ends = runs.run_ends.to_pylist()
     starts = [0, *ends[:-1]]
