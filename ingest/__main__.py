@@ -34,8 +34,9 @@ def _sample(argv: list[str]) -> int:
     from ingest.sample import write_sample
 
     summary = write_sample(options.out, options.seed)
-    print(summary)
-    print(f"next: make ingest SCENES={options.out}/scenes OUT=<folder or URL>")
+    print(f"{summary.scenes}: {summary.num_scenes} scenes, {summary.num_unusable} unusable files on purpose")
+    print(f"{summary.chips}: {summary.num_chips} labelled chips of {len(summary.classes)} classes")
+    print(f"next: make ingest SCENES={summary.scenes} OUT=<folder or URL>")
     return 0
 
 

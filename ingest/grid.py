@@ -19,8 +19,7 @@ def tile_origins(length: int, tile: int, stride: int, edge: Literal["shift", "dr
     A scene shorter than a tile has no tile, or with `pad` one.
     """
     if edge == "pad":
-        beyond = max(0, length - tile)
-        return np.arange(0, beyond + stride, stride, dtype=np.int64)[: -(-beyond // stride) + 1]
+        return np.arange(int(count_origins(np.array([length]), tile, stride, edge)[0]), dtype=np.int64) * stride
     if length < tile:
         return np.empty(0, np.int64)
     origins = np.arange(0, length - tile + 1, stride, dtype=np.int64)
@@ -35,7 +34,13 @@ def count_origins(
 ) -> NDArray[np.int64]:
     """Return the number of origins for many lengths at once; equals len(tile_origins(...)) for each."""
     beyond = np.maximum(0, lengths - tile)
-    counts = beyond // stride + 1 if edge == "drop" else -(-beyond // stride) + 1
-    if edge != "pad":
+    if edge == "drop":
+        counts = beyond // stride + 1
+    else:
+        counts = -(-beyond // stride) + 1
+    if edge == "pad":
+        # With a stride wider than a tile, a further tile may begin beyond the scene.
+        counts = np.minimum(counts, -(-lengths // stride))
+    else:
         counts[lengths < tile] = 0
     return counts

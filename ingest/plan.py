@@ -7,6 +7,7 @@ cores all have work.
 """
 
 import hashlib
+import json
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -80,8 +81,8 @@ def _cut(num_bytes: NDArray[np.float64], recipe: Recipe) -> NDArray[np.int64]:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's fields (not those of a whole ingest configuration) as plain values."""
-    values = asdict(recipe)
+    """Return the recipe's fields (not those of a whole ingest configuration) as JSON holds them."""
+    values = json.loads(canonical_json(asdict(recipe)))
     return {field.name: values[field.name] for field in fields(Recipe)}
 
 

@@ -88,7 +88,7 @@ def open_scene(url: str, driver: str) -> Iterator[Any]:
             source = rasterio.open(storage.local_path(url), driver=driver)
         else:
             fs, path = storage.filesystem(url)
-            source = rasterio.open(path, driver=driver, opener=fs.open)
+            source = rasterio.open(path, driver=driver, opener=fs)
     except (RasterioIOError, CRSError, ValueError) as error:
         raise SceneRejectedError("corrupt", one_line(error)) from error
     with source:

@@ -4,7 +4,7 @@ All truth is in the output folder: a driver that dies is started again and goes 
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ingest.commit import commit
 from ingest.config import IngestConfig, Recipe
 from ingest.inventory import list_scenes
 from ingest.pack import pack_group
-from ingest.plan import plan_id, plan_units, recipe_values
+from ingest.plan import plan_id, plan_units
 from ingest.probe import probe_scenes
 from ingest.reasons import REMEDIES
 from ingest.toolchain import toolchain
@@ -49,7 +49,7 @@ def ingest(config: IngestConfig) -> Outcome:
     Raises:
         UserError: no scenes, no access, no tile that can be used, or an output with other content.
     """
-    recipe = Recipe(**recipe_values(config))
+    recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
     _refuse_nested(config)
     inventory = list_scenes(config)
     with storage.user_errors(config.out):

@@ -45,14 +45,11 @@ def parse_config(program: str, description: str, config: type[ConfigT], argv: Se
     parser = make_parser(program, description)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config)
-    values: dict[str, Any] = vars(_instantiate(parser, parse(parser, argv)))
-    return config(**{name: value for name, value in values.items() if name != "config"})
-
-
-def _instantiate(parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace) -> jsonargparse.Namespace:
     try:
-        instances: jsonargparse.Namespace = parser.instantiate(values)
-        return instances
+        values: dict[str, Any] = vars(parser.instantiate(parse(parser, argv)))
+        return config(**{name: value for name, value in values.items() if name != "config"})
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(str(error)) from error
 

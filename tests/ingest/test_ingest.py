@@ -1,0 +1,217 @@
+"""The whole stage through Ray: the same bytes for any number of workers, everything accounted for."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from ingest.config import IngestConfig
+from ingest.pack import group_url
+from ingest.run import ingest
+from shards import storage
+from shards.dataset import open_dataset, read_table, read_version, version_url
+from shards.errors import UserError
+from shards.images import decode_image
+from shards.verify import verify
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A folder as real life has it: several types and places, and things that are no scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(1, 255, (3, 200, 150 + 20 * number), np.uint8)
+        if number == 3:
+            pixels[:, :, :100] = 0
+        write(folder / f"utm{number}.tif", pixels, crs=f"EPSG:3263{number}", nodata=0)
+    reflectance = rng.integers(200, 4000, (4, 160, 160), np.uint16)
+    write(folder / "sub/s2.tif", reflectance, names=("blue", "green", "red", "nir"), crs="EPSG:32733")
+    Image.fromarray(rng.integers(0, 255, (130, 130, 3), np.uint8)).save(folder / "sub/plain.png")
+    write(folder / "grey.tif", rng.integers(1, 255, (1, 128, 128), np.uint8))
+    write(folder / "small.tif", rng.integers(1, 255, (3, 20, 20), np.uint8))
+    write(folder / "flat.tif", np.full((3, 128, 128), 90, np.uint8))
+    write(folder / "cut.tif", rng.integers(1, 255, (3, 128, 128), np.uint8))
+    data = (folder / "cut.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(data[: len(data) // 2])
+    (folder / "README.txt").write_text("not a scene")
+    (folder / "nothing.tif").touch()
+    return folder
+
+
+def write(path, pixels, names=None, **profile):
+    path.parent.mkdir(exist_ok=True)
+    transform = rasterio.Affine(0.5, 0, 4e5, 0, -0.5, 5e6)
+    count, height, width = pixels.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=count, dtype=pixels.dtype, transform=transform,
+        tiled=True, blockxsize=64, blockysize=64, **profile,
+    ) as target:  # fmt: skip
+        target.write(pixels)
+        if names:
+            target.descriptions = names
+
+
+def configure(scenes, out, **values):
+    return IngestConfig(
+        **{"scenes": str(scenes), "out": str(out), "tile_px": 64, "shard_mb": 0.1, "workers": 2} | values
+    )
+
+
+@pytest.fixture(scope="module")
+def made(scenes, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("out") / "data")
+    return ingest(configure(scenes, out))
+
+
+def test_every_file_has_its_end_state_and_the_dataset_is_whole(made):
+    assert list(verify(made.url)) == []
+    scenes = {row["path"]: row for row in read_table(made.url, made.version, "scenes").to_pylist()}
+    used = {path for path, row in scenes.items() if row["state"] == "used"}
+    assert used == {"utm0.tif", "utm1.tif", "utm2.tif", "utm3.tif", "sub/s2.tif", "sub/plain.png"}
+    reasons = {path: row["reason"] for path, row in scenes.items() if row["state"] == "rejected"}
+    assert reasons == {
+        "grey.tif": "bands_missing",
+        "small.tif": "too_small",
+        "flat.tif": "no_tiles_left",
+        "cut.tif": "no_tiles_left",
+        "README.txt": "not_a_raster",
+        "nothing.tif": "empty_file",
+    }
+    assert made.rejected == Counter(reasons.values())
+    assert scenes["flat.tif"]["detail"] == "4 low_contrast"
+    assert scenes["cut.tif"]["detail"] == "4 corrupt"
+    assert made.dropped == {"low_contrast": 4, "corrupt": 4, "low_valid_share": 8}
+
+
+def test_tiles_hold_the_pixels_of_their_window(scenes, tmp_path):
+    outcome = ingest(configure(scenes, tmp_path / "out", encoding="png", edge="drop"))
+    dataset = open_dataset(outcome.url)
+    rows = read_table(outcome.url, outcome.version, "samples").to_pylist()
+    seen = set()
+    for index, row in enumerate(rows):
+        sample = dataset.read(index)
+        metadata = json.loads(sample.metadata)
+        assert metadata["key"] == sample.key == row["key"]
+        path = metadata["path"]
+        if not path.startswith("utm"):
+            continue
+        seen.add(path)
+        with rasterio.open(scenes / path) as source:
+            window = rasterio.windows.Window(row["x"], row["y"], 64, 64)
+            expected = source.read(window=window).transpose(1, 2, 0)
+            assert row["bounds"] == pytest.approx(list(source.window_bounds(window)))
+            assert row["transform"] == pytest.approx(list(source.window_transform(window))[:6])
+        assert np.array_equal(decode_image(sample.ext, sample.image), expected)
+        assert row["gsd_m"] == 0.5
+        assert row["crs"] == f"EPSG:3263{path[3]}"
+    assert len(seen) == 4
+
+
+def test_band_figures_are_those_of_all_valid_pixels(scenes, tmp_path):
+    outcome = ingest(configure(scenes, tmp_path / "out", encoding="png", min_valid_share=1.0))
+    dataset = open_dataset(outcome.url)
+    samples = [dataset.read(index) for index in range(dataset.num_samples)]
+    pixels = np.concatenate([decode_image(sample.ext, sample.image).reshape(-1, 3) for sample in samples])
+    for band, figures in enumerate(outcome.version.bands):
+        assert figures.mean == pytest.approx(pixels[:, band].mean(), abs=1e-5)
+        assert figures.std == pytest.approx(pixels[:, band].std(), abs=1e-5)
+
+
+def test_digest_does_not_depend_on_workers_or_place(scenes, made, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(scenes, moved)
+    outcome = ingest(configure(moved, tmp_path / "out", workers=1))
+    assert outcome.version.digest == made.version.digest
+    assert [shard["shard"] for shard in shards(outcome)] == [shard["shard"] for shard in shards(made)]
+
+
+def shards(outcome):
+    return read_table(outcome.url, outcome.version, "shards").to_pylist()
+
+
+def test_an_interrupted_run_goes_on_from_its_markers(scenes, made, tmp_path):
+    out = str(tmp_path / "out")
+    first = ingest(configure(scenes, out))
+    plan = first.version.record["plan"]
+    # As a crash would leave it: no version, one group without marker, one without anything.
+    storage.remove(version_url(out, 1))
+    storage.remove(group_url(out, plan, 0, ".json"))
+    for suffix in (".json", "-samples.parquet", "-rejects.parquet"):
+        storage.remove(group_url(out, plan, 1, suffix))
+    kept = Path(group_url(out, plan, 2, ".json")).stat().st_mtime_ns
+    again = ingest(configure(scenes, out))
+    assert again.created
+    assert again.version == first.version
+    assert again.version.digest == made.version.digest
+    assert Path(group_url(out, plan, 2, ".json")).stat().st_mtime_ns == kept
+
+
+def test_the_same_command_again_finds_the_version(scenes, made):
+    again = ingest(configure(scenes, made.url))
+    assert not again.created
+    assert again.version == made.version
+    assert again.rejected == made.rejected
+
+
+def test_other_inputs_do_not_overwrite(scenes, made):
+    with pytest.raises(UserError, match=r"already holds version 1 .*choose another --out"):
+        ingest(configure(scenes, made.url, tile_px=32))
+
+
+def test_multi_band_values_are_kept(scenes, tmp_path):
+    config = configure(
+        scenes, tmp_path / "out", bands=("red", "nir"), normalisation="keep", dtype="uint16", edge="pad", stride_px=64
+    )
+    outcome = ingest(config)
+    assert [band.name for band in outcome.version.bands] == ["red", "nir"]
+    dataset = open_dataset(outcome.url)
+    row = read_table(outcome.url, outcome.version, "samples").to_pylist()[0]
+    tile = decode_image("npy", dataset.read(0).image)
+    with rasterio.open(scenes / "sub/s2.tif") as source:
+        window = rasterio.windows.Window(row["x"], row["y"], min(64, 160 - row["x"]), min(64, 160 - row["y"]))
+        expected = source.read([3, 4], window=window).transpose(1, 2, 0)
+    assert np.array_equal(tile[: expected.shape[0], : expected.shape[1]], expected)
+
+
+def test_percentile_scaling_is_recorded_and_uses_the_range(made):
+    row = next(row for row in read_table(made.url, made.version, "scenes").to_pylist() if row["path"] == "sub/s2.tif")
+    assert row["band_indexes"] == [3, 2, 1]
+    assert row["low"] == pytest.approx([238, 238, 238], abs=15)
+    assert row["high"] == pytest.approx([3962, 3962, 3962], abs=15)
+    samples = [row for row in read_table(made.url, made.version, "samples").to_pylist() if row["scene"] == row["scene"]]
+    clipped = [sample["clipped_share"] for sample in samples if sample["scene"] == row["scene"]]
+    assert all(0.02 < share < 0.1 for share in clipped)
+
+
+def test_labels_come_from_folders(scenes, tmp_path):
+    outcome = ingest(configure(scenes, tmp_path / "out", label_from="folder"))
+    labels = Counter(read_table(outcome.url, outcome.version, "samples")["label"].to_pylist())
+    assert labels["sub"] == 9 + 9
+    assert labels[None] == outcome.version.num_samples - 18
+
+
+def test_from_a_bucket_into_a_bucket(scenes, made, object_store, tmp_path):
+    source, out = f"{object_store}/archive", f"{object_store}/dataset"
+    for info in storage.list_files(str(scenes)):
+        storage.write_bytes(storage.join(source, info.path), storage.read_bytes(str(scenes / info.path)))
+    outcome = ingest(configure(source, out))
+    assert outcome.version.digest == made.version.digest
+    assert list(verify(out)) == []
+
+
+def test_real_scenes(real_images, tmp_path):
+    outcome = ingest(configure(real_images / "scenes", tmp_path / "out", tile_px=128, shard_mb=64.0))
+    assert list(verify(outcome.url)) == []
+    assert outcome.version.num_scenes == sum(1 for path in (real_images / "scenes").rglob("*") if path.is_file())
+    assert outcome.version.num_scenes - outcome.version.num_rejected >= 24
+    grey = ingest(configure(real_images / "scenes", tmp_path / "grey", tile_px=64, replicate_grey=True, shard_mb=64.0))
+    assert list(verify(grey.url)) == []
+    # All but side files, non-rasters and multi-band scenes without red, green, blue can supply something now.
+    assert grey.version.num_scenes - grey.version.num_rejected > 200
+    assert read_version(grey.url) == grey.version

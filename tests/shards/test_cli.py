@@ -1,0 +1,86 @@
+"""What all four command lines share."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from shards import cli
+from shards.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 3
+    """Units of a layer."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}: choose 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    data: str
+    """Where the data lie."""
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(*argv):
+    return cli.parse_config("stage", "A stage.", Outer, argv)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("inner: {width: 7}\n")
+    return str(path)
+
+
+def test_flags_win_over_the_file_wherever_they_stand(config_file):
+    assert parse("--data", "x", "--config", config_file).inner.width == 7
+    assert parse("--config", config_file, "--data", "x", "--inner.width", "9").inner.width == 9
+    assert parse("--inner.width", "9", "--data", "x", f"--config={config_file}").inner.width == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), "data"),
+        (("--data", "x", "--inner.widht", "3"), "inner.widht"),
+        (("--data", "x", "--inner.wid", "3"), "inner.wid"),
+        (("--data", "x", "--inner.width", "three"), "inner.width"),
+        (("--data", "x", "--inner.width", "0"), "width is 0: choose 1 or more"),
+        (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
+        (("--data", "x", "--config"), "--config"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(argv, expected):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_the_file_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("inner: {depth: 7}\n")
+    with pytest.raises(UserError, match="depth"):
+        parse("--data", "x", "--config", str(path))
+
+
+@pytest.mark.parametrize("name", ["ingest", "shards", "pretrain", "eval"])
+def test_help_loads_nothing_heavy(name):
+    program = f"""
+import runpy, sys
+sys.argv = ["{name}", "--help"]
+try:
+    runpy.run_module("{name}", run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("HEAVY", sorted({{"torch", "ray", "rasterio", "pyarrow", "sklearn", "timm"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert f"usage: python -m {name}" in result.stdout, result.stderr
+    assert result.stdout.splitlines()[-1] == "HEAVY []"

@@ -1,0 +1,139 @@
+"""Datasets open, read back, and are readable by everybody else's tools."""
+
+import json
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import storage
+from shards.dataset import CorruptSampleError, open_dataset, read_table, read_version
+from shards.errors import UserError
+from shards.images import decode_image
+from shards.schema import Version
+
+
+@pytest.fixture
+def dataset_url(tmp_path, write_dataset):
+    return write_dataset(str(tmp_path / "data"))
+
+
+def test_reads_every_sample_by_index(dataset_url):
+    dataset = open_dataset(dataset_url)
+    keys = read_table(dataset_url, dataset.version, "samples", ["key"])["key"].to_pylist()
+    assert dataset.num_samples == 24
+    for index, key in enumerate(keys):
+        sample = dataset.read(index)
+        assert sample.key == key
+        assert json.loads(sample.metadata)["key"] == key
+        assert decode_image(sample.ext, sample.image).shape == (32, 32, 3)
+
+
+def test_survives_pickling_with_open_files(dataset_url):
+    dataset = open_dataset(dataset_url)
+    before = dataset.read(3)
+    assert pickle.loads(pickle.dumps(dataset)).read(3) == before
+
+
+def test_a_flipped_byte_is_noticed_and_named(dataset_url):
+    dataset = open_dataset(dataset_url)
+    row = read_table(dataset_url, dataset.version, "samples").slice(5, 1).to_pylist()[0]
+    path = Path(dataset_url, "shards", f"{row['shard']}.tar")
+    data = bytearray(path.read_bytes())
+    data[row["member_offset"] + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptSampleError, match=f"sample 5 .*{row['shard']}"):
+        dataset.read(5)
+    dataset.read(4)
+
+
+def test_index_outside_is_refused(dataset_url):
+    with pytest.raises(IndexError, match=r"sample 24 outside \[0, 24\)"):
+        open_dataset(dataset_url).read(24)
+
+
+def test_moving_a_dataset_changes_nothing(dataset_url, tmp_path):
+    before = open_dataset(dataset_url)
+    Path(dataset_url).rename(tmp_path / "elsewhere")
+    after = open_dataset(str(tmp_path / "elsewhere"))
+    assert after.digest == before.digest
+    assert after.read(0) is not None
+
+
+def test_no_dataset_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"holds no dataset .*python -m ingest"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(UserError, match="holds no dataset"):
+        open_dataset(str(tmp_path / "missing"))
+
+
+def test_a_damaged_table_is_a_clear_error(dataset_url):
+    version = read_version(dataset_url)
+    path = Path(dataset_url, version.tables["samples"][0].url)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=f"{path.name} is damaged"):
+        open_dataset(dataset_url)
+
+
+def test_an_unknown_version_or_format_is_a_clear_error(dataset_url):
+    with pytest.raises(UserError, match=r"has no version 7, only \[1\]"):
+        read_version(dataset_url, 7)
+    path = Path(dataset_url, "versions/00000001.json")
+    path.write_text(path.read_text().replace('"format_version":1', '"format_version":99'))
+    with pytest.raises(UserError, match="update this package"):
+        read_version(dataset_url)
+
+
+def test_version_file_round_trip(dataset_url):
+    version = read_version(dataset_url)
+    assert Version.from_json(version.to_json()) == version
+
+
+def test_webdataset_reads_our_shards(dataset_url):
+    wds = pytest.importorskip("webdataset")
+    dataset = open_dataset(dataset_url)
+    shards = sorted(str(path) for path in Path(dataset_url, "shards").iterdir())
+    found = {item["__key__"]: item for item in wds.WebDataset(shards, shardshuffle=False).decode("rgb8")}
+    assert len(found) == dataset.num_samples
+    for index in range(dataset.num_samples):
+        sample = dataset.read(index)
+        assert np.array_equal(found[sample.key]["png"], decode_image(sample.ext, sample.image))
+        assert found[sample.key]["json"]["key"] == sample.key
+
+
+def test_webdataset_reads_multi_band_shards(tmp_path, write_dataset):
+    wds = pytest.importorskip("webdataset")
+    url = write_dataset(str(tmp_path / "ms"), bands=("a", "b", "c", "d"), dtype="uint16", encoding="npy", num_shards=1)
+    (shard,) = Path(url, "shards").iterdir()
+    item = next(iter(wds.WebDataset(str(shard), shardshuffle=False).decode()))
+    assert item["npy"].shape == (32, 32, 4)
+    assert item["npy"].dtype == np.uint16
+
+
+def test_hugging_face_datasets_reads_our_shards(dataset_url, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    files = sorted(str(path) for path in Path(dataset_url, "shards").iterdir())
+    loaded = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == 24
+    assert {row["__key__"] for row in loaded} == {open_dataset(dataset_url).read(i).key for i in range(24)}
+    assert loaded[0]["png"].size == (32, 32)
+
+
+def test_gnu_tar_and_tarfile_list_our_shards(dataset_url):
+    for shard in Path(dataset_url, "shards").iterdir():
+        listed = subprocess.run(["tar", "-tf", shard], capture_output=True, text=True, check=True)
+        assert listed.stderr == ""
+        with tarfile.open(shard) as archive:
+            assert listed.stdout.split() == archive.getnames()
+
+
+def test_reads_from_a_bucket(dataset_url, object_store):
+    url = storage.join(object_store, "copied")
+    for info in storage.list_files(dataset_url):
+        storage.put_file(Path(dataset_url, info.path), storage.join(url, info.path))
+    dataset = open_dataset(url)
+    assert {dataset.read(index).key for index in range(24)} == {f"sample-{number:06d}" for number in range(24)}

@@ -1,0 +1,42 @@
+"""The command line of the format."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from shards.dataset import read_version
+
+
+def test_ls_verify_digest_preview(tmp_path, write_dataset, run_stage):
+    url = write_dataset(str(tmp_path / "data"))
+    lines = run_stage("shards", "ls", url, check=True).stdout.splitlines()
+    assert {line.split("\t")[0] for line in lines} == {str(path) for path in Path(url, "shards").iterdir()}
+    assert sum(int(line.split("\t")[1]) for line in lines) == 24
+    assert run_stage("shards", "digest", url, check=True).stdout == read_version(url).digest + "\n"
+    assert "all right" in run_stage("shards", "verify", url, check=True).stdout
+    out = tmp_path / "sheet.png"
+    run_stage("shards", "preview", url, "--out", str(out), check=True)
+    with Image.open(out) as sheet:
+        assert sheet.size[0] > 500
+
+
+def test_verify_exits_1_on_a_fault(tmp_path, write_dataset, run_stage):
+    url = write_dataset(str(tmp_path / "data"))
+    next(Path(url, "shards").iterdir()).unlink()
+    result = run_stage("shards", "verify", url)
+    assert result.returncode == 1
+    assert "is missing" in result.stdout
+
+
+def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
+    for arguments in [
+        ("digest", str(tmp_path)),
+        ("digest",),
+        ("nonsense", "x"),
+        ("verify", "s3:/x"),
+        ("ls", "x", "-z"),
+    ]:
+        result = run_stage("shards", *arguments)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("shards: error: ")
+        assert len(result.stderr.splitlines()) == 1
