@@ -47,15 +47,14 @@ class Tile(NamedTuple):
 class _Scratch:
     """Encoded tiles of a group on local disk, until their order is known."""
 
-    def __init__(self, file: BinaryIO, recipe: Recipe) -> None:
+    def __init__(self, file: BinaryIO, num_bands: int) -> None:
         self._file = file
         self.rows: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
-        # Python integers for integer types: exact however many tiles there are.
-        self._number = int if np.dtype(recipe.dtype).kind in "iu" else float
         self.num_valid = 0
-        self.sums = [self._number(0)] * len(recipe.bands)
-        self.squares = [self._number(0)] * len(recipe.bands)
+        # Of integer types these are Python integers: exact however many tiles there are.
+        self.sums: list[float] = [0] * num_bands
+        self.squares: list[float] = [0] * num_bands
 
     def add(self, row: dict[str, Any], image: bytes, metadata: bytes) -> None:
         self.rows.append({**row, "_at": (self._file.tell(), len(image), len(metadata))})
@@ -64,8 +63,8 @@ class _Scratch:
     def add_figures(self, figures: TileFigures) -> None:
         self.num_valid += figures.num_valid
         for band, (total, square) in enumerate(zip(figures.sums, figures.squares, strict=True)):
-            self.sums[band] += self._number(total)
-            self.squares[band] += self._number(square)
+            self.sums[band] += total
+            self.squares[band] += square
 
     def read(self, row: dict[str, Any]) -> tuple[bytes, bytes]:
         position, image_size, metadata_size = row["_at"]
@@ -98,7 +97,7 @@ def pack_group(out: str, plan: str, group: int, root: str, recipe: Recipe) -> di
     units = read_units(out, plan, group)
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         with Path(folder, "tiles").open("w+b") as file:
-            scratch = _Scratch(file, recipe)
+            scratch = _Scratch(file, len(recipe.bands))
             for unit in units:
                 _pack_unit(unit, root, recipe, scratch)
             shards, samples = _write_shards(scratch, out, recipe, Path(folder))

@@ -87,31 +87,46 @@ class TileFigures:
     contrast: float
     """Largest standard deviation of a band; share of 255 for uint8, else of the tile's largest magnitude."""
     sums: tuple[float, ...]
-    """Sum of values per band (whole numbers for integer types)."""
+    """Sum of values per band; integers for integer types."""
     squares: tuple[float, ...]
     """Sum of squared values per band."""
 
 
+# Wide enough for the square of any value; sums of squares are then exact in 64 bits.
+_SQUARE_TYPES = {"uint8": np.uint16, "uint16": np.uint32, "int16": np.int32}
+
+
 def measure(pixels_HWC: Pixels, valid_HW: NDArray[np.bool_]) -> TileFigures:
-    """Measure a tile. Sums are exact for integer types of up to 16 bits and tiles of up to 1024²."""
+    """Measure a tile. Sums are exact for integer types of up to 16 bits."""
     num_valid = int(np.count_nonzero(valid_HW))
-    values_PC = pixels_HWC.reshape(-1, pixels_HWC.shape[2]) if valid_HW.all() else pixels_HWC[valid_HW]
-    wide = values_PC.astype(np.float64)
-    sums = wide.sum(axis=0)
-    squares = np.einsum("pc,pc->c", wide, wide)
-    if num_valid == 0:
-        contrast = 0.0
+    bands_CHW = pixels_HWC.transpose(2, 0, 1)
+    if num_valid == valid_HW.size:
+        values_CP = np.ascontiguousarray(bands_CHW).reshape(len(bands_CHW), -1)
     else:
-        variance = np.maximum(squares / num_valid - (sums / num_valid) ** 2, 0)
-        span = 255.0 if pixels_HWC.dtype == np.uint8 else max(float(np.abs(wide).max()), 1e-12)
-        contrast = float(np.sqrt(variance.max())) / span
+        values_CP = bands_CHW[:, valid_HW]
+    dtype = pixels_HWC.dtype.name
+    total: Any = np.float64 if dtype == "float32" else np.int64
+    sums = values_CP.sum(axis=1, dtype=total)
+    wide = values_CP.astype(_SQUARE_TYPES.get(dtype, np.float64))
+    squares = (wide * wide).sum(axis=1, dtype=total)
     return TileFigures(
         num_valid=num_valid,
         valid_share=num_valid / valid_HW.size,
-        contrast=contrast,
+        contrast=_contrast(values_CP, sums, squares),
         sums=tuple(sums.tolist()),
         squares=tuple(squares.tolist()),
     )
+
+
+def _contrast(values_CP: NDArray[Any], sums: NDArray[Any], squares: NDArray[Any]) -> float:
+    count = values_CP.shape[1]
+    if count == 0:
+        return 0.0
+    variance = np.maximum(squares / count - (sums / count) ** 2, 0)
+    if values_CP.dtype == np.uint8:
+        return float(np.sqrt(variance.max())) / 255
+    largest = max(abs(float(values_CP.min())), abs(float(values_CP.max())), 1e-12)
+    return float(np.sqrt(variance.max())) / largest
 
 
 def refusal(figures: TileFigures, recipe: Recipe) -> tuple[str, str] | None:

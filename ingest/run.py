@@ -62,7 +62,7 @@ def ingest(config: IngestConfig) -> Outcome:
             return _existing(config, plan)
         units = plan_units(scenes, recipe)
         with storage.user_errors(config.out):
-            _write_units(config.out, plan, units, scenes)
+            write_units(config.out, plan, units, scenes)
         markers = _pack(config, recipe, plan, int(units["group"][-1].as_py()) + 1)
     version = commit(config.out, config.scenes, recipe, plan, scenes, markers)
     return _outcome(config.out, version, created=True)
@@ -110,7 +110,7 @@ def _existing(config: IngestConfig, plan: str) -> Outcome:
     return _outcome(config.out, version, created=False)
 
 
-def _write_units(out: str, plan: str, units: pa.Table, scenes: pa.Table) -> None:
+def write_units(out: str, plan: str, units: pa.Table, scenes: pa.Table) -> None:
     """Write the plan: unit and scene columns in one row, one Parquet row group per group of the plan."""
     joined = scenes.take(units["index"])
     for name in ("group", "first_row", "end_row"):

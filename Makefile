@@ -1,0 +1,73 @@
+# Every target sets up what it needs in .venv; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+MODELS ?= $(RUN) floor:random_init floor:image_stats
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ingest pretrain eval test check bench clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(VENV)/.ready-dev ## Install everything, tools for tests and checks included, into .venv
+
+demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → report, in about 5 minutes on 2 cores
+	@echo; echo "== 1/4 sample scenes =="
+	@$(BIN)/python -m ingest sample --out $(DEMO)/sample
+	@echo; echo "== 2/4 scenes → dataset =="
+	@$(BIN)/python -m ingest --scenes $(DEMO)/sample/scenes --out $(DEMO)/dataset --config ingest/configs/demo.yaml
+	@$(BIN)/python -m shards verify $(DEMO)/dataset
+	@$(BIN)/python -m shards preview $(DEMO)/dataset --out $(DEMO)/dataset.png
+	@echo; echo "== 3/4 dataset → backbone =="
+	@$(BIN)/python -m pretrain --data $(DEMO)/dataset --run $(DEMO)/run --config pretrain/configs/demo.yaml
+	@echo; echo "== 4/4 backbone → report =="
+	@$(BIN)/python -m eval --models $(DEMO)/run floor:random_init floor:image_stats --data chips=$(DEMO)/sample/chips --out $(DEMO)/report
+	@echo; echo "== done =="
+	@echo "scenes    $(DEMO)/sample/scenes   labelled chips  $(DEMO)/sample/chips"
+	@echo "dataset   $(DEMO)/dataset         its tiles       $(DEMO)/dataset.png"
+	@echo "backbone  $(DEMO)/run/exports     curves          $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
+	@echo "report    $(DEMO)/report/report.html"
+	@echo "next      make ingest SCENES=<your scenes> OUT=<dataset>"
+
+ingest: $(VENV)/.ready ## SCENES=<folder or URL> OUT=<folder or URL> [CONFIG=F] [ARGS=…]: scenes → dataset
+	$(call need,SCENES OUT)
+	@$(BIN)/python -m ingest --scenes "$(SCENES)" --out "$(OUT)" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
+
+pretrain: $(VENV)/.ready ## DATA=<dataset> RUN=<folder or URL> [CONFIG=F] [ARGS=…]: dataset → backbone
+	$(call need,DATA RUN)
+	@$(BIN)/python -m pretrain --data "$(DATA)" --run "$(RUN)" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
+
+eval: $(VENV)/.ready ## RUN=<run> DATA=name=<class folder> [OUT=…] [MODELS=…] [ARGS=…]: backbone → report
+	$(call need,RUN DATA)
+	@$(BIN)/python -m eval --models $(MODELS) --data $(DATA) --out "$(or $(OUT),$(RUN)/eval)" $(ARGS)
+
+test: $(VENV)/.ready-dev ## The whole test-suite, with coverage
+	@$(BIN)/python -m pytest --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term $(ARGS)
+
+check: $(VENV)/.ready-dev ## Lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.ready-dev ## All benchmarks; each prints ratios against its yardstick
+	@for name in $(notdir $(basename $(wildcard tests/bench/*.py))); do echo "== $$name =="; $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+clean: ## Remove what the demo, tests and checks made (.venv stays)
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+need = $(foreach name,$(1),$(if $($(name)),,$(error $(name) is missing: see `make help`)))
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=<path>"; exit 2; }
+	@echo "setting up $(VENV) (once; PyTorch is large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,s3test]'
+	@touch $@
