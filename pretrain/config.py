@@ -1,0 +1,298 @@
+"""What a pre-training run can be told; the defaults are a small model for 64 px chips on a CPU."""
+
+from dataclasses import dataclass, field
+
+from pretrain.masks import set_sizes
+from pretrain.schedules import parse_duration
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone: a pre-norm vision transformer under timm's names."""
+
+    image_px: int = 64
+    """Side of a global crop, pixels."""
+    patch_px: int = 8
+    """Side of a patch, pixels; divides the sides of all crops."""
+    width: int = 192
+    """Channels of a token."""
+    depth: int = 6
+    """Transformer blocks; the mask tokens join before the middle one."""
+    heads: int = 3
+    """Attention heads; divide the width."""
+    drop_path: float = 0.0
+    """Stochastic depth of the student: share of the images that each residual branch leaves out."""
+
+    def __post_init__(self) -> None:
+        _require(self.patch_px >= 1, f"model.patch_px {self.patch_px} is below 1")
+        _require(
+            self.image_px >= self.patch_px and self.image_px % self.patch_px == 0,
+            f"model.image_px {self.image_px} is not a multiple of model.patch_px {self.patch_px}",
+        )
+        _require(
+            self.heads >= 1 and self.width >= 1 and self.width % self.heads == 0,
+            f"model.width {self.width} is not a multiple of model.heads {self.heads}",
+        )
+        _require(self.depth >= 2, f"model.depth {self.depth} is below 2: mask tokens join at half depth")
+        _require(0 <= self.drop_path < 1, f"model.drop_path {self.drop_path} is outside [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Both heads: an MLP of three layers, L2 normalisation, a weight-normalised linear layer."""
+
+    hidden: int = 512
+    """Width of the MLP."""
+    bottleneck: int = 128
+    """Width of the normalised vector before the last layer."""
+    prototypes: int = 2048
+    """Outputs of the cls head."""
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.hidden, self.bottleneck) >= 1 and self.prototypes >= 2,
+            f"head sizes {self.hidden}, {self.bottleneck}, {self.prototypes} are too small: "
+            "at least 1, 1 and 2 prototypes",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """The crops of an image; both sides share the geometry."""
+
+    num_global: int = 2
+    """Global crops of each image, model.image_px wide."""
+    num_local: int = 4
+    """Local crops of each image; 0 is allowed."""
+    local_px: int = 32
+    """Side of a local crop, pixels."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Area of a global crop as a share of the tile: lowest and highest."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a local crop as a share of the tile."""
+    ratio: tuple[float, float] = (0.75, 1.33)
+    """Width by height of a crop before it is resized: lowest and highest."""
+    flip: float = 0.5
+    """Probability of each of the two flips, horizontal and vertical."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_global >= 1, f"views.num_global {self.num_global} is below 1")
+        _require(self.num_local >= 0, f"views.num_local {self.num_local} is negative")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high <= 1, f"views.{name} {low}…{high} is not within 0…1, lowest first")
+        low, high = self.ratio
+        _require(0 < low <= high, f"views.ratio {low}…{high} is not positive, lowest first")
+        _require(0 <= self.flip <= 1, f"views.flip {self.flip} is outside [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksConfig:
+    """How the patches of a view are shared out; what remains is predicted from mask tokens."""
+
+    student: float = 0.2
+    """Share of the patches that the student sees."""
+    teacher: float = 0.6
+    """Share of the patches that the teacher sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourConfig:
+    """Colour perturbation, drawn for each view and side on its own, and normalisation."""
+
+    brightness: float = 0.4
+    """Factors are drawn from 1 ± this."""
+    contrast: float = 0.4
+    """Factors are drawn from 1 ± this."""
+    saturation: float = 0.2
+    """Factors are drawn from 1 ± this; red, green and blue only."""
+    hue: float = 0.1
+    """Shifts are drawn from ± this, in turns of the colour circle; red, green and blue only."""
+    student: float = 0.8
+    """Share of the student's views that are perturbed."""
+    teacher: float = 0.1
+    """Share of the teacher's views that are perturbed."""
+    grey: float = 0.1
+    """Share of the perturbed views that become grey instead."""
+    mean: tuple[float, ...] | None = None
+    """Per band, as a share of the value range 0…1; by default the dataset's own."""
+    std: tuple[float, ...] | None = None
+    """Per band, as the mean."""
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "student", "teacher", "grey"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"colour.{name} {value} is outside [0, 1]")
+        _require(0 <= self.hue <= 0.5, f"colour.hue {self.hue} is outside [0, 0.5]")
+        _require((self.mean is None) == (self.std is None), "colour.mean and colour.std: give both or neither")
+        _require(all(std > 0 for std in self.std or ()), f"colour.std {self.std} is not positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The three terms and the teacher's centre."""
+
+    koleo: float = 0.1
+    """Weight of KoLeo, summed over the global views."""
+    pixel: float = 0.01
+    """Weight of the pixel loss."""
+    student_temperature: float = 0.1
+    """Divides the student's prototype scores."""
+    centre_momentum: float = 0.9
+    """Momentum of the running mean of teacher scores."""
+    koleo_on_head: bool = False
+    """As the official code: KoLeo on the head's outputs instead of the backbone's cls feature."""
+
+    def __post_init__(self) -> None:
+        _require(self.student_temperature > 0, "loss.student_temperature must be positive")
+        _require(0 <= self.centre_momentum < 1, f"loss.centre_momentum {self.centre_momentum} outside [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """What changes over the run; durations are written "20 epochs", "500 steps", "1e6 samples" or "10 %"."""
+
+    length: str = "100 epochs"
+    """Of the run: every schedule ends there."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    lr_end: float = 1e-6
+    """Learning rate at the end, by cosine."""
+    lr_warmup: str = "10 %"
+    """Linear rise of the learning rate."""
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    """Start and end, by cosine."""
+    ema: tuple[float, float] = (0.992, 1.0)
+    """Momentum of the teacher, start and end, by cosine."""
+    teacher_temperature: tuple[float, float] = (0.04, 0.05)
+    """Start and end of the linear warm-up."""
+    teacher_temperature_warmup: str = "15 %"
+    """Duration of that warm-up."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "lr_warmup", "teacher_temperature_warmup"):
+            try:
+                parse_duration(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"schedule.{name}: {error}") from error
+        _require(parse_duration(self.length)[1] != "%", f"schedule.length {self.length!r} is a share of itself")
+        _require(self.lr > 0, f"schedule.lr {self.lr} is not positive")
+        _require(min(self.teacher_temperature) > 0, "schedule.teacher_temperature must be positive")
+        _require(all(0 <= m <= 1 for m in self.ema), f"schedule.ema {self.ema} is outside [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    eps: float = 2e-5
+    """Added to the root of the second moment."""
+    clip: float = 3.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    decay_all: bool = False
+    """As the official code: weight decay on biases, norms, tokens, position embedding and gains, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples become batches."""
+
+    batch: int = 64
+    """Samples per optimiser step, over all ranks."""
+    workers: int = 0
+    """Processes that read and crop; 0 does it in the training process. The batches are the same."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 2, f"loader.batch {self.batch} is below 2: KoLeo needs a neighbour in the batch")
+        _require(self.workers >= 0, f"loader.workers {self.workers} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved; the end of the run is always."""
+
+    every: str = "1 epochs"
+    """Duration between two checkpoints and exports, see schedule."""
+    keep_last: int = 2
+    """Newest checkpoints to keep; exports are all kept."""
+
+    def __post_init__(self) -> None:
+        _require(self.keep_last >= 1, f"checkpoint.keep_last {self.keep_last} is below 1")
+        parse_duration(self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Pre-train a backbone with PerA."""
+
+    data: str
+    """Dataset: folder or URL, as `python -m ingest --out` made it."""
+    run: str
+    """Folder or URL of the run; when it holds a run of the same configuration, that run goes on."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    max_steps: int | None = None
+    """Stop after this many steps of the schedule; a later start with more goes on from there."""
+    bands: tuple[str, ...] | None = None
+    """Bands to train on, in this order; by default all of the dataset's."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    precision: str = "float32"
+    """float32, or bfloat16: automatic mixed precision."""
+    log_every: int = 10
+    """Steps between two rows of metrics."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The backbone."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """Sizes of the two heads."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Crops."""
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    """Who sees which patches."""
+    colour: ColourConfig = field(default_factory=ColourConfig)
+    """Colour perturbation and normalisation."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights and temperatures."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """What changes over the run."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """AdamW."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Batches."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed {self.seed} is negative")
+        _require(self.max_steps is None or self.max_steps >= 1, f"max_steps {self.max_steps} is below 1")
+        _require(self.log_every >= 1, f"log_every {self.log_every} is below 1")
+        _require(self.device in ("auto", "cpu", "cuda"), f"device {self.device!r} is none of auto, cpu, cuda")
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            f"precision {self.precision!r} is none of float32, bfloat16",
+        )
+        _require(self.bands is None or len(self.bands) > 0, "bands is empty: name one at least, or leave it")
+        patch_px, local_px = self.model.patch_px, self.views.local_px
+        _require(
+            local_px >= patch_px and local_px % patch_px == 0,
+            f"views.local_px {local_px} is not a multiple of model.patch_px {patch_px}",
+        )
+        for side_px in {self.model.image_px, *([local_px] if self.views.num_local else [])}:
+            set_sizes((side_px // patch_px) ** 2, self.masks.student, self.masks.teacher)
+        self._require_targets()
+
+    def _require_targets(self) -> None:
+        num_patches = (self.model.image_px // self.model.patch_px) ** 2
+        sizes = set_sizes(num_patches, self.masks.student, self.masks.teacher)
+        _require(
+            sizes.learnable > 0,
+            f"masks.student {self.masks.student} and masks.teacher {self.masks.teacher} leave none of {num_patches} "
+            "patches to predict: lower one",
+        )

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+import pretrain
+from pretrain.config import Config
+from shards.cli import parse_config
+
+CONFIGS = Path(pretrain.__file__).parent / "configs"
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_presets_are_valid(preset):
+    argv = ["--config", str(CONFIGS / preset), "--data", "d", "--run", "r"]
+    assert parse_config("pretrain", "", Config, argv).data == "d"
+
+
+def test_flags_win_over_the_preset():
+    argv = [
+        "--seed",
+        "7",
+        "--config",
+        str(CONFIGS / "vit_b16.yaml"),
+        "--data",
+        "d",
+        "--run",
+        "r",
+        "--model.depth",
+        "4",
+    ]
+    config = parse_config("pretrain", "", Config, argv)
+    assert (config.seed, config.model.depth, config.model.width) == (7, 4, 768)
+
+
+def test_paper_presets_have_the_paper_sizes():
+    def parse(name):
+        return parse_config("pretrain", "", Config, ["--config", str(CONFIGS / name), "--data", "d", "--run", "r"])
+
+    base, giant = parse("vit_b16.yaml"), parse("vit_g16.yaml")
+    assert (base.model.width, base.model.depth, base.model.heads, base.model.image_px) == (768, 12, 12, 448)
+    assert (giant.model.width, giant.model.depth, giant.model.heads) == (1024, 40, 16)
+    assert (base.head.prototypes, base.views.num_local, base.views.local_px) == (131072, 8, 96)
+    assert (base.schedule.ema[0], giant.schedule.ema[0]) == (0.992, 0.998)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loader__batch": 1}, "KoLeo"),
+        ({"views__local_px": 20}, r"views\.local_px 20"),
+        ({"model__image_px": 30}, r"model\.image_px 30"),
+        ({"model__heads": 3}, r"model\.heads 3"),
+        ({"masks__student": 0.5}, "leave none|overlap"),
+        ({"masks__teacher": 0.0}, r"masks\.teacher"),
+        ({"schedule__length": "soon"}, r"schedule\.length"),
+        ({"schedule__length": "10 %"}, "share of itself"),
+        ({"views__global_scale": (0.9, 0.4)}, r"views\.global_scale"),
+        ({"colour__mean": (0.5,)}, "both or neither"),
+        ({"max_steps": 0}, "max_steps 0"),
+        ({"precision": "float16"}, "float16"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(variant, change, message):
+    with pytest.raises(ValueError, match=message):
+        variant(**change)
+
+
+def test_no_local_views_is_allowed(variant):
+    assert variant(views__num_local=0).views.num_local == 0
