@@ -59,6 +59,7 @@ def decode_image(extension: str, data: bytes) -> Pixels:
             image.load()
             plain = image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")
             pixels = np.asarray(plain)
-    except OSError as error:
+    # Pillow's PNG reader raises SyntaxError on broken chunks.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode .{extension} image: {error}") from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

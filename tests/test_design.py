@@ -94,7 +94,8 @@ def test_nothing_but_the_plan_at_the_top_level():
 
 def test_readme_names_real_files_and_targets():
     readme = (REPOSITORY / "README.md").read_text()
-    for target in re.findall(r"\bmake ([a-z]+)\b", readme):
+    for targets in re.findall(r"^\s*make ([a-z]+)\b|`make ([a-z]+)", readme, re.MULTILINE):
+        target = "".join(targets)
         assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), target
     for name in re.findall(r"`((?:ingest|shards|pretrain|eval|tests)/[\w./-]+)`", readme):
         assert (REPOSITORY / name).exists(), name

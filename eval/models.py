@@ -1,0 +1,221 @@
+"""Backbones behind one small interface: `embed(images) -> features`.
+
+An export and a timm model become a timm network with its own input size, bands and normalisation; floors are in
+`eval.floors`. Nothing is downloaded: timm weights count only if they lie in the Hugging Face cache, as safetensors.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from eval.exports import Export
+from shards.errors import UserError
+from shards.keyed import hash64
+
+RGB = ("red", "green", "blue")
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Anything that turns images into features."""
+
+    name: str
+    """As the report calls it; unique within a report."""
+    kind: str
+    """export, timm or floor."""
+    digest: str
+    """64 hex digits that name what the features depend on: weights, architecture, normalisation."""
+    description: str
+    """Architecture and origin in words."""
+    image_px: int | None
+    """Side of the square that images are resized to; None: they stay as they are."""
+    bands: tuple[str, ...] | None
+    """Bands it takes, in order; None: whatever the data have."""
+    dtype: str | None
+    """Type of the images it takes; None: any."""
+    standardise: bool
+    """Whether k-NN needs features standardised over the training part (their units differ)."""
+    embed: Callable[[Tensor], Features]
+    """Map images [B, H, W, C] in their type's own units to features, float32 [B, D] each, on the CPU."""
+
+
+def digest_of(*parts: Any) -> str:
+    """Return the sha256 of JSON-able parts, 64 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def export_model(export: Export, device: torch.device) -> Model:
+    """Build the exported network through timm and load its weights.
+
+    Raises:
+        UserError: timm cannot build it, or the weights do not fit it.
+    """
+    network = _build(export)
+    try:
+        network.load_state_dict(safetensors.torch.load(export.weights))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        fault = " ".join(str(error).split())[:300]
+        raise UserError(f"{export.url}/model.safetensors does not fit {export.architecture}: {fault}") from error
+    return _model_of_export(export, network, device, name=export.label, kind="export", origin=export.weights_sha256)
+
+
+def random_init_of_export(export: Export, device: torch.device) -> Model:
+    """Build the floor: the export's architecture and normalisation with fresh weights."""
+    with _fixed_seed(export.architecture):
+        network = _build(export)
+    return _model_of_export(export, network, device, name="floor:random_init", kind="floor", origin="random_init")
+
+
+def _model_of_export(
+    export: Export, network: nn.Module, device: torch.device, *, name: str, kind: str, origin: str
+) -> Model:
+    return Model(
+        name=name,
+        kind=kind,
+        digest=digest_of(
+            origin, export.architecture, dict(export.model_args), export.image_px, export.bands, export.mean, export.std
+        ),
+        description=f"{export.architecture} {_arguments(export.model_args)}, {_millions(network)}",
+        image_px=export.image_px,
+        bands=export.bands,
+        dtype=export.dtype,
+        standardise=False,
+        embed=embedder(network, export.mean, export.std, device),
+    )
+
+
+def _build(export: Export) -> nn.Module:
+    try:
+        network: nn.Module = timm.create_model(
+            export.architecture, pretrained=False, **{**export.model_args, "num_classes": 0}
+        )
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{export.url}: timm cannot build {export.architecture}: {error}") from error
+    return network
+
+
+def timm_model(name: str, device: torch.device) -> Model:
+    """Build a timm model from weights that lie in the Hugging Face cache.
+
+    Raises:
+        UserError: timm has no such model, or its weights are not on disk as safetensors.
+    """
+    config = _pretrained_config(name)
+    weights = _cached_weights(name, config)
+    overlay = {"file": str(weights), "custom_load": False}
+    network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+    origin = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return _model_of_timm(name, network, config, device, kind="timm", origin=origin, label=f"timm:{name}")
+
+
+def random_init_of_timm(name: str, device: torch.device) -> Model:
+    """Build the floor `floor:random_init=NAME`: a timm architecture with fresh weights."""
+    config = _pretrained_config(name)
+    with _fixed_seed(name):
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+    label = f"floor:random_init={name}"
+    return _model_of_timm(name, network, config, device, kind="floor", origin="random_init", label=label)
+
+
+def _model_of_timm(
+    name: str, network: nn.Module, config: Any, device: torch.device, *, kind: str, origin: str, label: str
+) -> Model:
+    image_px = int(config.input_size[-1])
+    return Model(
+        name=label,
+        kind=kind,
+        digest=digest_of(origin, name, image_px, config.mean, config.std),
+        description=f"{name}, {_millions(network)}",
+        image_px=image_px,
+        bands=RGB,
+        dtype="uint8",
+        standardise=False,
+        embed=embedder(network, config.mean, config.std, device),
+    )
+
+
+def _pretrained_config(name: str) -> Any:
+    if not timm.is_model(name):
+        raise UserError(f"timm {timm.__version__} has no model {name!r}: see timm.list_models()")
+    return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+
+
+def _cached_weights(name: str, config: Any) -> Path:
+    path = (
+        huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+        if config.hf_hub_id and "/" in config.hf_hub_id
+        else None
+    )
+    if not isinstance(path, str):
+        source = config.hf_hub_id or "(none published)"
+        raise UserError(
+            f"timm:{name}: its weights are not on disk and nothing is downloaded here; "
+            f"fetch model.safetensors of {source} into the Hugging Face cache first, or use floor:random_init={name}"
+        )
+    return Path(path)
+
+
+def embedder(
+    network: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Callable[[Tensor], Features]:
+    """Return `embed` of a timm network: scale to 0…1, normalise, forward, pool."""
+    network = network.eval().to(device)
+    shift = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
+    scale = torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
+
+    def embed(images: Tensor) -> Features:
+        with torch.inference_mode():
+            x = (unit_range(images.to(device)).permute(0, 3, 1, 2) - shift) / scale
+            return {name: values.float().cpu() for name, values in pool(network, x).items()}
+
+    return embed
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """Scale images of an integer type to float32 0…1 by the type's range; float images pass."""
+    if images.is_floating_point():
+        return images.float()
+    return images.float() / float(np.iinfo(str(images.dtype).removeprefix("torch.")).max)
+
+
+def pool(network: Any, x: Tensor) -> Features:
+    """Run a timm network on x [B, C, H, W] and pool its last features to [B, D].
+
+    A transformer gives `cls` and `patch_mean` (the mean over patch tokens), without a class token `patch_mean` alone;
+    any other network gives `pooled`, what its classifier would see.
+    """
+    out = network.forward_features(x)
+    if out.ndim != 3:
+        return {"pooled": network.forward_head(out, pre_logits=True)}
+    patch_mean = out[:, network.num_prefix_tokens :].mean(dim=1)
+    if getattr(network, "cls_token", None) is None:
+        return {"patch_mean": patch_mean}
+    return {"cls": out[:, 0], "patch_mean": patch_mean}
+
+
+@contextlib.contextmanager
+def _fixed_seed(name: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash64("random_init", name) >> 1)
+        yield
+
+
+def _arguments(model_args: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(model_args.items()))
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"

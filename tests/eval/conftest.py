@@ -1,0 +1,55 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+
+
+@pytest.fixture
+def write_export() -> Callable[..., Path]:
+    """Write an export folder by the contract, without our trainer."""
+
+    def write(folder: Path, step: int = 100, bands: tuple[str, ...] = ("red", "green", "blue"), **changes) -> Path:
+        folder.mkdir(parents=True)
+        model_args = {
+            "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "in_chans": len(bands),
+        }  # fmt: skip
+        torch.manual_seed(step)
+        weights = save(timm.create_model(ARCHITECTURE, num_classes=0, **model_args).state_dict())
+        (folder / "model.safetensors").write_bytes(weights)
+        fields = {
+            "format": "pera-export", "format_version": 1, "architecture": ARCHITECTURE, "model_args": model_args,
+            "image_px": 32, "patch_px": 8, "bands": list(bands), "dtype": "uint8",
+            "mean": [0.4] * len(bands), "std": [0.2] * len(bands), "dataset_digest": "0" * 64, "step": step,
+            "samples_seen": 10 * step, "config_sha256": "1" * 64,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(), "versions": {},
+        }  # fmt: skip
+        (folder / "model.json").write_text(json.dumps(fields | changes))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_classes() -> Callable[..., Path]:
+    """Write class folders of small PNGs whose colour tells the class, more or less."""
+
+    def write(folder: Path, num_classes: int = 3, num_images: int = 20, side_px: int = 24) -> Path:
+        draw = np.random.default_rng(0)
+        for label in range(num_classes):
+            (folder / f"class_{label}").mkdir(parents=True)
+            for number in range(num_images):
+                colour = np.eye(3)[label % 3] * 60 + 90 + draw.normal(0, 30, 3)
+                pixels = np.clip(draw.normal(colour, 25, (side_px, side_px, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"class_{label}" / f"image_{number}.png")
+        return folder
+
+    return write

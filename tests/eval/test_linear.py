@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from eval.linear import C_SWEEP, linear_predict
+
+
+def _blobs(seed, num, num_classes=5, width=24, noise=2.2):
+    """Return correlated Gaussian classes: features [num, width] and labels."""
+    draw = np.random.default_rng(seed)
+    fixed = np.random.default_rng(99)
+    centres, mixing = fixed.normal(size=(num_classes, width)), fixed.normal(size=(width, width))
+    labels = draw.integers(0, num_classes, num)
+    features = (centres[labels] + noise * draw.normal(size=(num, width))) @ mixing + 5
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("noise", [0.8, 2.2])
+def test_accuracy_within_a_fifth_of_a_point_of_scikit_learn(noise):
+    train, validation, (queries, truth) = (
+        _blobs(0, 800, noise=noise),
+        _blobs(1, 300, noise=noise),
+        _blobs(2, 2000, noise=noise),
+    )
+    fit = linear_predict(train, validation, queries)
+    features, labels = (np.concatenate([a, b]) for a, b in zip(train, validation, strict=True))
+    scaler = StandardScaler().fit(features)
+    reference = LogisticRegression(C=fit.c, max_iter=5000, tol=1e-6).fit(scaler.transform(features), labels)
+    accuracy = reference.score(scaler.transform(queries), truth)
+    assert abs((fit.predictions == truth).mean() - accuracy) <= 0.002
+
+
+def test_sweep_chooses_as_scikit_learn_does():
+    train, validation, (queries, _) = _blobs(3, 300, noise=3), _blobs(4, 300, noise=3), _blobs(5, 10)
+    fit = linear_predict(train, validation, queries)
+    scaler = StandardScaler().fit(train[0])
+    accuracies = [
+        LogisticRegression(C=c, max_iter=5000)
+        .fit(scaler.transform(train[0]), train[1])
+        .score(scaler.transform(validation[0]), validation[1])
+        for c in C_SWEEP
+    ]
+    assert fit.c in C_SWEEP
+    assert fit.validation_accuracy == pytest.approx(max(accuracies), abs=0.007)
+
+
+def test_leaked_labels_give_everything_and_shuffled_ones_chance():
+    features, labels = _blobs(6, 1500)
+    leaked = np.concatenate([features, 100 * np.eye(5, dtype=np.float32)[labels]], axis=1)
+    shuffled = np.random.default_rng(0).permutation(labels)
+
+    def accuracy(x, y):
+        fit = linear_predict((x[:600], y[:600]), (x[600:900], y[600:900]), x[900:])
+        return (fit.predictions == y[900:]).mean()
+
+    assert accuracy(leaked, labels) > 0.995
+    assert abs(accuracy(features, shuffled) - 0.2) < 0.06
+
+
+def test_constant_features_and_no_validation_part_are_fine():
+    features, labels = _blobs(7, 200, noise=0.3)
+    features[:, 3] = 7
+    fit = linear_predict((features, labels), (features[:0], labels[:0]), features)
+    assert (fit.c, fit.validation_accuracy) == (1.0, None)
+    assert (fit.predictions == labels).mean() > 0.95
