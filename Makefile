@@ -24,7 +24,7 @@ demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → rep
 	@echo; echo "== 3/4 dataset → backbone =="
 	@$(BIN)/python -m pretrain --data $(DEMO)/dataset --run $(DEMO)/run --config pretrain/configs/demo.yaml
 	@echo; echo "== 4/4 backbone → report =="
-	@$(BIN)/python -m eval --models $(DEMO)/run floor:random_init floor:image_stats --data chips=$(DEMO)/sample/chips --out $(DEMO)/report
+	@$(BIN)/python -m eval --models $(DEMO)/run floor:random_init floor:image_stats --data chips=$(DEMO)/sample/chips --test_share 0.5 --out $(DEMO)/report
 	@echo; echo "== done =="
 	@echo "scenes    $(DEMO)/sample/scenes   labelled chips  $(DEMO)/sample/chips"
 	@echo "dataset   $(DEMO)/dataset         its tiles       $(DEMO)/dataset.png"
