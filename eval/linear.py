@@ -21,7 +21,6 @@ _MAX_ITERATIONS = 1000
 # Largest gradient, whitened coordinates; to rank values of C less will do than for the final fit.
 _SWEEP_TOLERANCE, _TOLERANCE = 3e-4, 1e-6
 _SMALL_PRODUCT = 30_000_000  # multiplications N × D × K below which threads wait for each other more than they work
-_PATIENCE = 3  # values of C in a row without a better validation accuracy, after which larger ones are not tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +137,11 @@ def _choose_c(
     """Return (C, accuracy) of the best C of the sweep, the smallest of equals."""
     problem = _Problem(torch.from_numpy(train[0]), torch.from_numpy(train[1]), num_classes)
     x, labels = torch.from_numpy(validation[0]), torch.from_numpy(validation[1])
-    weights, best, worse = problem.zeros(), (C_SWEEP[0], -1.0), 0
+    weights, best = problem.zeros(), (C_SWEEP[0], -1.0)
+    # All of them: accuracy is flat over small C, where the weights' direction hardly changes, before it rises.
     for c in C_SWEEP:
         weights = problem.fit(c, weights, _SWEEP_TOLERANCE)
         accuracy = float((problem.predict(weights, x) == labels).double().mean())
-        best, worse = ((c, accuracy), 0) if accuracy > best[1] else (best, worse + 1)
-        if worse == _PATIENCE:
-            break
+        if accuracy > best[1]:
+            best = (c, accuracy)
     return best

@@ -64,3 +64,17 @@ def test_constant_features_and_no_validation_part_are_fine():
     fit = linear_predict((features, labels), (features[:0], labels[:0]), features)
     assert (fit.c, fit.validation_accuracy) == (1.0, None)
     assert (fit.predictions == labels).mean() > 0.95
+
+
+def test_a_flat_start_of_the_sweep_does_not_end_it():
+    """Class means that nearly coincide: small C gives one answer over several decades, only a large one separates."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 400)
+    along = rng.normal(0, 30, 800)
+    x = np.stack([along + 0.5 * labels, along - 0.5 * labels], axis=1) + rng.normal(0, 0.1, (800, 2))
+    x = x.astype(np.float32)
+    part = rng.permutation(800)
+    train, validation, test = part[:500], part[500:650], part[650:]
+    fit = linear_predict((x[train], labels[train]), (x[validation], labels[validation]), x[test])
+    assert fit.c >= 1
+    assert (fit.predictions == labels[test]).mean() > 0.95
