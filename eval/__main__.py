@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     from eval.evaluate import evaluate
     from eval.report import write_report
 
-    console = Console()
+    console = Console(soft_wrap=True)
     report = evaluate(config, shlex.join(["python", "-m", "eval", *argv]), console)
     write_report(report, config.out)
     print_summary(report, config.out, console)

@@ -8,7 +8,7 @@ REMEDIES = {
     "unreadable": "no permission to read it",
     "empty_file": "has no bytes",
     "corrupt": "GDAL cannot open or decode it: fetch it again",
-    "bands_missing": "cannot supply the dataset's bands: set --source_bands, or --replicate_grey for grey scenes",
+    "bands_missing": "cannot supply the dataset's bands: set --source_bands, or --replicate_grey true for grey scenes",
     "wrong_dtype": "its type is not the dataset's: choose another --normalisation or --dtype",
     "too_small": "smaller than a tile: lower --tile_px, or set --edge pad",
     "too_large": "more uncompressed bytes than --max_scene_gb allows",

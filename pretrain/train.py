@@ -159,6 +159,8 @@ def make_row(position: Position, num_samples: int, output: PeraOutput, rates: Ra
 
 def line_figures(row: Row) -> str:
     """Return what the progress line shows of a row."""
+    # The loss holds the teacher's own entropy, which grows on the way: the divergence is the part that falls.
     return (
-        f"loss {row['loss']:.3f} · {row['samples_per_s']:.0f} samples/s · waiting for data {row['data_wait_share']:.0%}"
+        f"loss {row['loss']:.3f} (divergence {row['divergence']:.3f}) · {row['samples_per_s']:.0f} samples/s · "
+        f"waiting for data {row['data_wait_share']:.0%}"
     )
