@@ -49,23 +49,22 @@ def _report(outcome: Outcome) -> None:
     version = outcome.version
     used = version.num_scenes - version.num_rejected
     state = "made" if outcome.created else "is already there, made from the same inputs:"
-    console = Console(soft_wrap=True)
     if outcome.rejected or outcome.dropped:
         table = Table("left out", "count", "reason", "what it means", title="Left out", title_justify="left")
         for what, counts in [("scenes", outcome.rejected), ("tiles", outcome.dropped)]:
             for code, count in counts.most_common():
                 table.add_row(what, str(count), code, REMEDIES[code])
-        console.print(table)
+        Console().print(table)
     bands = ", ".join(f"{band.name} {band.mean:.1f} ± {band.std:.1f}" for band in version.bands)
-    console.print(
-        f"[bold]{outcome.url}[/] version {version.version} {state} {version.num_samples} tiles of {version.tile_px}² "
+    # Not by rich: a path may hold what it takes for markup.
+    print(
+        f"{outcome.url} version {version.version} {state} {version.num_samples} tiles of {version.tile_px}² "
         f"{version.dtype} from {used} of {version.num_scenes} files, {version.num_shards} shards, "
-        f"{version.num_bytes / 1e6:.1f} MB",
-        highlight=False,
+        f"{version.num_bytes / 1e6:.1f} MB"
     )
-    console.print(f"bands (mean ± std): {bands}", highlight=False)
-    console.print(f"digest: {version.digest}", highlight=False)
-    console.print(f"next: make pretrain DATA={outcome.url} RUN=<folder or URL>", highlight=False)
+    print(f"bands (mean ± std): {bands}")
+    print(f"digest: {version.digest}")
+    print(f"next: make pretrain DATA={outcome.url} RUN=<folder or URL>")
 
 
 if __name__ == "__main__":

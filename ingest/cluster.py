@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from shards.errors import UserError
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
@@ -22,9 +24,13 @@ Result = TypeVar("Result")
 def cluster(address: str, workers: int) -> Iterator[None]:
     """Join the Ray cluster at an address, or start a local one of so many workers (0: one per core)."""
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
     else:
         ray.init(
+            address="local",  # also where RAY_ADDRESS names a cluster
             num_cpus=workers or os.cpu_count() or 1,
             include_dashboard=False,
             log_to_driver=False,

@@ -40,6 +40,8 @@ def commit(out: str, root: str, recipe: Recipe, plan: str, scenes: pa.Table, mar
         reasons = Counter(code for table in tile_rejects for code in table["reason"].to_pylist()).most_common(3)
         told = "; ".join(f"{count} tiles {code} ({REMEDIES[code]})" for code, count in reasons)
         storage.remove_folder(storage.join(out, "plans", plan))
+        storage.remove_empty_folder(storage.join(out, "plans"))
+        storage.remove_empty_folder(out)
         raise UserError(f"no tile of {root} is left: {told}")
     shards = pa.Table.from_pylist([shard for marker in markers for shard in marker["shards"]], schema=SHARDS)
     version = Version(

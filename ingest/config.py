@@ -60,12 +60,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in [
+            ("seed", -(2**63), 2**63 - 1),
             ("tile_px", 16, 4096),
             ("stride_px", 0, 4096),
             ("min_valid_share", 0, 1),
             ("min_contrast", 0, 1),
             ("jpeg_quality", 1, 100),
             ("shard_mb", 0.1, 4096),
+            ("max_scene_gb", 1e-6, 1e6),
+            ("low", -1e30, 1e30),
+            ("high", -1e30, 1e30),
+            ("offset", -1e30, 1e30),
         ]:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose a value from {low} to {high}")

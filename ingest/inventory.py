@@ -34,7 +34,8 @@ def list_scenes(config: IngestConfig) -> pa.Table:
     files = storage.list_files(config.scenes)
     if not files:
         raise UserError(f"no scenes found: {config.scenes} holds no files")
-    paths = [file.path for file in files]
+    # A name that is not UTF-8 is written with escapes; under that name nothing is found, so that it is rejected.
+    paths = [file.path.encode("utf-8", "backslashreplace").decode() for file in files]
     return pa.table(
         {
             "scene": [scene_id(path) for path in paths],

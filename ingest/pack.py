@@ -3,13 +3,14 @@
 Idempotent: the same plan gives the same bytes, at names that are made of the content, so that a task may run
 twice, die anywhere, or finish late without harm. The marker is written last and only once.
 
-Memory: one strip of a scene (a row of tiles) at a time; encoded tiles wait in a scratch file.
+Memory: a strip of a scene (a row of tiles, at most 128 MB of values) at a time; encoded tiles wait in a scratch file.
 """
 
 import hashlib
+import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +33,8 @@ from shards.images import Pixels, encode_image
 from shards.keyed import hash64
 from shards.schema import REJECTS, SAMPLES, canonical_json, sha256_hex
 from shards.tar import ShardWriter
+
+_STRIP_BYTES = 128 * 2**20  # of source values read at a time
 
 
 class Tile(NamedTuple):
@@ -98,8 +101,10 @@ def pack_group(out: str, plan: str, group: int, root: str, recipe: Recipe) -> di
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         with Path(folder, "tiles").open("w+b") as file:
             scratch = _Scratch(file, len(recipe.bands))
-            for unit in units:
-                _pack_unit(unit, root, recipe, scratch)
+            # Units of one scene in a row, so that a remote scene is fetched once per group.
+            units.sort(key=lambda unit: (unit["scene"], unit["first_row"]))
+            for _, of_scene in itertools.groupby(units, key=lambda unit: str(unit["scene"])):
+                _pack_scene(list(of_scene), root, recipe, scratch)
             shards, samples = _write_shards(scratch, out, recipe, Path(folder))
         marker = {
             "group": group,
@@ -121,9 +126,15 @@ def read_units(out: str, plan: str, group: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _pack_unit(unit: Mapping[str, Any], root: str, recipe: Recipe, scratch: _Scratch) -> None:
+def _pack_scene(units: Sequence[Mapping[str, Any]], root: str, recipe: Recipe, scratch: _Scratch) -> None:
+    with _local_copy(storage.child(root, units[0]["path"]), units[0]) as path:
+        for unit in units:
+            _pack_unit(unit, path, recipe, scratch)
+
+
+def _pack_unit(unit: Mapping[str, Any], path: str, recipe: Recipe, scratch: _Scratch) -> None:
     placed = _Placement(unit)
-    for tile in _read_tiles(unit, root, recipe, scratch):
+    for tile in _read_tiles(unit, path, recipe, scratch):
         figures = measure(tile.pixels_HWC, tile.valid_HW)
         refused = refusal(figures, recipe)
         if refused:
@@ -161,28 +172,37 @@ def _reject(unit: Mapping[str, Any], x: int | None, y: int | None, reason: str, 
     return {"scene": unit["scene"], "path": unit["path"], "x": x, "y": y, "reason": reason, "detail": detail}
 
 
-def _read_tiles(unit: Mapping[str, Any], root: str, recipe: Recipe, scratch: _Scratch) -> Iterator[Tile]:
+def _read_tiles(unit: Mapping[str, Any], path: str, recipe: Recipe, scratch: _Scratch) -> Iterator[Tile]:
     """Yield the unit's tiles row by row; tiles of a strip that cannot be decoded go to the rejects."""
     stride = recipe.stride_px or recipe.tile_px
     xs = tile_origins(unit["width"], recipe.tile_px, stride, recipe.edge).tolist()
     ys = tile_origins(unit["height"], recipe.tile_px, stride, recipe.edge)[unit["first_row"] : unit["end_row"]].tolist()
-    with _local_copy(storage.join(root, unit["path"])) as path:
-        try:
-            with raster.open_scene(path, unit["driver"]) as source:
-                for y in ys:
-                    try:
-                        yield from _cut_strip(source, unit, y, xs, recipe)
-                    except SceneRejectedError as rejection:
-                        scratch.rejects += [_reject(unit, x, y, rejection.code, rejection.detail) for x in xs]
-        except SceneRejectedError as rejection:
-            scratch.rejects += [_reject(unit, x, y, rejection.code, rejection.detail) for y in ys for x in xs]
+    # A strip of a very wide scene is read in parts, so that memory has a bound.
+    tile_bytes = recipe.tile_px**2 * len(recipe.bands) * np.dtype(unit["dtype"]).itemsize
+    in_part = max(1, _STRIP_BYTES // tile_bytes)
+    strips = [(y, xs[start : start + in_part]) for y in ys for start in range(0, len(xs), in_part)]
+    try:
+        with raster.open_scene(path, unit["driver"]) as source:
+            while strips:
+                yield from _cut_strip(source, unit, *strips[0], recipe, scratch)
+                del strips[0]
+    except SceneRejectedError as rejection:
+        for y, part in strips:
+            scratch.rejects += [_reject(unit, x, y, rejection.code, rejection.detail) for x in part]
 
 
-def _cut_strip(source: Any, unit: Mapping[str, Any], y: int, xs: list[int], recipe: Recipe) -> Iterator[Tile]:
-    window = Window(0, y, unit["width"], min(recipe.tile_px, unit["height"] - y))
-    values_CHW, valid_HW = raster.read_strip(
-        source, tuple(unit["band_indexes"]), window, zero_is_nodata=recipe.zero_is_nodata
-    )
+def _cut_strip(
+    source: Any, unit: Mapping[str, Any], y: int, xs: list[int], recipe: Recipe, scratch: _Scratch
+) -> Iterator[Tile]:
+    left, right = xs[0], min(xs[-1] + recipe.tile_px, unit["width"])
+    window = Window(left, y, right - left, min(recipe.tile_px, unit["height"] - y))
+    try:
+        values_CHW, valid_HW = raster.read_strip(
+            source, tuple(unit["band_indexes"]), window, zero_is_nodata=recipe.zero_is_nodata
+        )
+    except SceneRejectedError as rejection:
+        scratch.rejects += [_reject(unit, x, y, rejection.code, rejection.detail) for x in xs]
+        return
     clipped_HW = None
     if policy(recipe, unit["dtype"]) in ("linear", "percentile"):
         offset = recipe.offset if policy(recipe, unit["dtype"]) == "linear" else 0.0
@@ -193,7 +213,7 @@ def _cut_strip(source: Any, unit: Mapping[str, Any], y: int, xs: list[int], reci
         values_CHW[:, ~valid_HW] = 0
     values_HWC = np.ascontiguousarray(values_CHW.transpose(1, 2, 0))
     for x in xs:
-        here = np.s_[:, x : x + recipe.tile_px]
+        here = np.s_[:, x - left : x - left + recipe.tile_px]
         valid = valid_HW[here]
         clipped = 0.0 if clipped_HW is None else float(clipped_HW[here].sum()) / max(int(valid.sum()), 1)
         yield Tile(x, y, _pad(values_HWC[here], recipe.tile_px), _pad(valid, recipe.tile_px), clipped)
@@ -208,8 +228,15 @@ def _pad(array: NDArray[Any], side: int) -> NDArray[Any]:
 
 
 @contextmanager
-def _local_copy(url: str) -> Iterator[str]:
-    """Yield a local path of a scene: itself, or one download that is removed afterwards."""
+def _local_copy(url: str, scene: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a local path of a scene: itself, or one download that is removed afterwards.
+
+    Raises:
+        OSError: the scene is gone, or no longer the one that was probed.
+    """
+    found = storage.stat(url)
+    if (found.size, found.etag) != (scene["size"], scene["etag"]):
+        raise OSError(f"{url} changed while it was being ingested: run again")
     if storage.is_local(url):
         yield url
         return
@@ -217,6 +244,8 @@ def _local_copy(url: str) -> Iterator[str]:
         target = Path(folder, "scene")
         fs, path = storage.filesystem(url)
         fs.get_file(path, str(target))
+        if target.stat().st_size != scene["size"]:
+            raise OSError(f"{url} was fetched with {target.stat().st_size} bytes instead of {scene['size']}")
         yield str(target)
 
 

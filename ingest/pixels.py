@@ -49,7 +49,8 @@ def scale(strip_CHW: NDArray[Any], scaling: Scaling) -> NDArray[np.uint8]:
 
 
 def _scale_values(values: NDArray[np.float64], low: float, high: float, offset: float) -> NDArray[np.uint8]:
-    scaled = np.rint((values + offset - low) * (255.0 / (high - low)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.rint((values + offset - low) / (high - low) * 255.0)
     result: NDArray[np.uint8] = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255).astype(np.uint8)
     return result
 
@@ -68,12 +69,12 @@ def percentile_bounds(
     """Return (low, high) per band from sampled valid values [C, P]; None if there are none.
 
     Takes existing values (no interpolation), so the result is exact for every type. A band whose two
-    percentiles coincide gets a range of one unit.
+    percentiles coincide gets a range of one unit, or of the type's next larger value where one unit is too little.
     """
     if values_CP.shape[1] == 0:
         return None
     low, high = np.quantile(values_CP, np.array(percentiles) / 100, axis=1, method="lower").astype(np.float64)
-    high = np.where(high > low, high, low + 1)
+    high = np.where(high > low, high, np.maximum(low + 1, np.nextafter(low, np.inf)))
     return tuple(low.tolist()), tuple(high.tolist())
 
 

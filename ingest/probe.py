@@ -39,7 +39,7 @@ def probe_scenes(root: str, scenes: Sequence[Mapping[str, Any]], recipe: Recipe)
     for scene in scenes:
         found: dict[str, Any]
         try:
-            found = _probe(storage.join(root, str(scene["path"])), str(scene["scene"]), recipe)
+            found = _probe(storage.child(root, str(scene["path"])), str(scene["scene"]), recipe)
         except SceneRejectedError as rejection:
             found = {"state": "rejected", "reason": rejection.code, "detail": rejection.detail}
         rows.append({**scene, **found})
@@ -52,8 +52,14 @@ def _probe(url: str, scene: str, recipe: Recipe) -> dict[str, Any]:
     with raster.open_scene(url, raster.sniff(url)) as source:
         header = raster.read_header(source, recipe)
         sides = np.array([header.height, header.width])
-        if 0 in count_origins(sides, recipe.tile_px, recipe.stride_px or recipe.tile_px, recipe.edge):
+        tiles = math.prod(
+            count_origins(sides, recipe.tile_px, recipe.stride_px or recipe.tile_px, recipe.edge).tolist()
+        )
+        if tiles == 0:
             raise SceneRejectedError("too_small", f"{header.width}×{header.height} px < tile of {recipe.tile_px}")
+        cut_gb = tiles * recipe.tile_px**2 * len(recipe.bands) * np.dtype(header.dtype).itemsize / 1e9
+        if cut_gb > recipe.max_scene_gb:
+            raise SceneRejectedError("too_large", f"its tiles hold {cut_gb:.1f} GB > {recipe.max_scene_gb} GB")
         low, high = _bounds(source, header, scene, recipe)
     return {**asdict(header), "low": low, "high": high, "state": "used"}
 

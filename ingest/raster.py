@@ -4,7 +4,9 @@ The content picks the driver, not the extension (a VRT named .tif would open oth
 bytes decide, and only drivers of an allow-list are ever tried.
 """
 
+import errno
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ import numpy as np
 import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, where rasterio passes them on as they are
 from rasterio.enums import MaskFlags
-from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
 
 from ingest.config import RGB, Recipe
@@ -62,12 +65,18 @@ def sniff(url: str) -> str:
     Raises:
         SceneRejectedError: missing, unreadable, empty or not a raster of a known format.
     """
+    if storage.is_local(url) and storage.local_path(url).exists() and not storage.local_path(url).is_file():
+        raise SceneRejectedError("not_a_raster", "not a regular file")  # reading a pipe would wait for ever
     try:
         head = storage.read_range(url, 0, 16)
     except FileNotFoundError as error:
         raise SceneRejectedError("missing", "cannot be opened") from error
     except PermissionError as error:
         raise SceneRejectedError("unreadable", "permission denied") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise SceneRejectedError("missing", "a link that leads in a circle, or too long a name") from error
+        raise
     if not head:
         raise SceneRejectedError("empty_file", "0 bytes")
     for magic, driver in _MAGIC:
@@ -83,16 +92,67 @@ def open_scene(url: str, driver: str) -> Iterator[Any]:
     Raises:
         SceneRejectedError: GDAL cannot open it.
     """
+    fs, path = storage.filesystem(url)
+    watched = None if storage.is_local(url) else _WatchedFilesystem(fs)
+    options = {"opener": watched} if watched else {}
     try:
-        if storage.is_local(url):
-            source = rasterio.open(storage.local_path(url), driver=driver)
-        else:
-            fs, path = storage.filesystem(url)
-            source = rasterio.open(path, driver=driver, opener=fs)
-    except (RasterioIOError, CRSError, ValueError) as error:
+        with _rejecting(), rasterio.open(path, driver=driver, **options) as source:
+            yield source
+    except SceneRejectedError:
+        if watched and watched.fault:
+            raise watched.fault from None
+        raise
+
+
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    """Turn what GDAL says of a file's content into a rejection."""
+    try:
+        yield
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
         raise SceneRejectedError("corrupt", one_line(error)) from error
-    with source:
-        yield source
+
+
+class _WatchedFilesystem:
+    """Keeps the first I/O fault below GDAL, which itself would call a broken connection a damaged file."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+        self.fault: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        """Open a file whose faults are kept; that a side file is missing is none."""
+        try:
+            return _WatchedFile(self._fs.open(path, mode, **options), self)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.fault = self.fault or error
+            raise
+
+
+class _WatchedFile:
+    def __init__(self, file: Any, owner: _WatchedFilesystem) -> None:
+        self._file, self._owner = file, owner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "_WatchedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._file.read(size))
+        except OSError as error:
+            self._owner.fault = self._owner.fault or error
+            raise
 
 
 def read_header(source: Any, recipe: Recipe) -> Header:
@@ -101,9 +161,6 @@ def read_header(source: Any, recipe: Recipe) -> Header:
     Raises:
         SceneRejectedError: too large, of an unusable type, or without the recipe's bands.
     """
-    num_bytes = source.width * source.height * sum(np.dtype(name).itemsize for name in source.dtypes if name)
-    if num_bytes > recipe.max_scene_gb * 1e9:
-        raise SceneRejectedError("too_large", f"{num_bytes / 1e9:.1f} GB uncompressed > {recipe.max_scene_gb} GB")
     indexes = find_bands(
         recipe, source.count, [name or "" for name in source.descriptions], [c.name for c in source.colorinterp]
     )
@@ -114,8 +171,14 @@ def read_header(source: Any, recipe: Recipe) -> Header:
     wanted = {"none": "uint8", "keep": recipe.dtype}.get(recipe.normalisation)
     if wanted and dtype != wanted:
         raise SceneRejectedError("wrong_dtype", f"{dtype}, while normalisation {recipe.normalisation} takes {wanted}")
-    crs = _crs_name(source.crs)
-    placed = crs is not None or not source.transform.is_identity
+    num_bytes = source.width * source.height * source.count * np.dtype(dtype).itemsize
+    if num_bytes > recipe.max_scene_gb * 1e9:
+        raise SceneRejectedError("too_large", f"{num_bytes / 1e9:.1f} GB uncompressed > {recipe.max_scene_gb} GB")
+    finite = all(math.isfinite(value) for value in source.transform[:6])
+    with _rejecting():
+        crs = _crs_name(source.crs) if finite else None
+        gsd_m = _gsd_m(source) if crs else None
+    placed = finite and (crs is not None or not source.transform.is_identity)
     nodata = None if source.nodata is None or math.isnan(source.nodata) else float(source.nodata)
     return Header(
         driver=source.driver,
@@ -125,7 +188,7 @@ def read_header(source: Any, recipe: Recipe) -> Header:
         dtype=dtype,
         crs=crs,
         transform=tuple(source.transform)[:6] if placed else None,
-        gsd_m=_gsd_m(source) if crs else None,
+        gsd_m=gsd_m,
         nodata=nodata,
         time=parse_time(source.tags().get("TIFFTAG_DATETIME", "")),
         band_indexes=indexes,
@@ -167,15 +230,13 @@ def read_strip(
     Raises:
         SceneRejectedError: the bytes cannot be decoded.
     """
-    try:
+    with _rejecting():
         values = source.read(list(indexes), window=window)
         flags = [source.mask_flag_enums[index - 1] for index in indexes]
         if all(MaskFlags.all_valid in flag for flag in flags):
             valid = np.ones(values.shape[1:], np.bool_)
         else:
             valid = source.read_masks(list(indexes), window=window).any(axis=0)
-    except RasterioError as error:
-        raise SceneRejectedError("corrupt", one_line(error)) from error
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
     if zero_is_nodata:
@@ -187,7 +248,7 @@ def lonlat(crs: str, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArra
     """Return WGS 84 degrees [2, P] of points in a CRS; NaN where there is no way."""
     try:
         result = np.array(rasterio.warp.transform(crs, "EPSG:4326", xs, ys), np.float64)
-    except (RasterioError, CRSError):
+    except (RasterioError, CRSError, CPLE_BaseError):
         return np.full((2, len(xs)), np.nan)
     return np.where(np.isfinite(result), result, np.nan)
 
@@ -203,11 +264,11 @@ def parse_time(text: str) -> datetime | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's innermost message without paths and line breaks, the same wherever the scene lies."""
+    """Return an error's innermost message without line breaks and paths: the same wherever a scene lies."""
     while error.__cause__ is not None:
         error = error.__cause__
-    words = [word for word in str(error).split() if "/" not in word]
-    return " ".join(words)[:200] or type(error).__name__
+    message = re.sub(r"(?:/vsi|/|[a-z0-9]+://).*/", "", " ".join(str(error).split()))
+    return message[:200] or type(error).__name__
 
 
 def _crs_name(crs: Any) -> str | None:

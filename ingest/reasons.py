@@ -4,7 +4,7 @@ REMEDIES = {
     # scenes
     "not_a_raster": "not a GeoTIFF, JP2, PNG or JPEG by its first bytes",
     "side_file": "belongs to another raster (overviews or mask)",
-    "missing": "listed, but not there to open: a dangling link, or removed since",
+    "missing": "listed, but not there to open: a dangling link, a name that is not UTF-8, or removed since",
     "unreadable": "no permission to read it",
     "empty_file": "has no bytes",
     "corrupt": "GDAL cannot open or decode it: fetch it again",

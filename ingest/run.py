@@ -52,6 +52,7 @@ def ingest(config: IngestConfig) -> Outcome:
     recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
     _refuse_nested(config)
     inventory = list_scenes(config)
+    storage.require_writable(config.out)
     with storage.user_errors(config.out):
         versions = list_versions(config.out)
     with cluster(config.address, config.workers):
@@ -69,8 +70,13 @@ def ingest(config: IngestConfig) -> Outcome:
 
 
 def _refuse_nested(config: IngestConfig) -> None:
-    if f"{config.out.rstrip('/')}/".startswith(f"{config.scenes.rstrip('/')}/"):
+    out, scenes = _place(config.out), _place(config.scenes)
+    if f"{out}/".startswith(f"{scenes}/"):
         raise UserError(f"--out {config.out} lies inside --scenes {config.scenes}: choose a folder outside of it")
+
+
+def _place(url: str) -> str:
+    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url.rstrip("/")
 
 
 def _probe(inventory: pa.Table, config: IngestConfig, recipe: Recipe) -> pa.Table:

@@ -3,6 +3,7 @@
 import io
 
 from shards import cli
+from shards.errors import UserError
 
 _DESCRIPTION = "Look at a dataset: list its shards, check it, name its content, show its tiles."
 _COMMANDS = {
@@ -65,12 +66,18 @@ def _digest(options: cli.Namespace) -> int:
 
 
 def _preview(options: cli.Namespace) -> int:
-    from shards.dataset import open_dataset
+    from shards.dataset import CorruptSampleError, open_dataset
     from shards.preview import contact_sheet
     from shards.storage import user_errors, write_bytes
 
+    if options.num_tiles < 1:
+        raise UserError(f"--num_tiles is {options.num_tiles}: give 1 or more")
     out = io.BytesIO()
-    contact_sheet(open_dataset(options.url, options.version), options.num_tiles).save(out, "PNG")
+    try:
+        contact_sheet(open_dataset(options.url, options.version), options.num_tiles).save(out, "PNG")
+    except CorruptSampleError as error:
+        print(f"{error}; see `python -m shards verify {options.url}`")
+        return 1
     with user_errors(options.out):
         write_bytes(options.out, out.getvalue())
     print(f"wrote {options.out}")

@@ -1,6 +1,7 @@
 """What the four command lines share: config files first, one-line errors, exit codes 0, 1, 2."""
 
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -45,13 +46,25 @@ def parse_config(program: str, description: str, config: type[ConfigT], argv: Se
     parser = make_parser(program, description)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config)
+    parsed = parse(parser, argv)
+    _refuse_null(config, parsed, "")
     try:
-        values: dict[str, Any] = vars(parser.instantiate(parse(parser, argv)))
+        values: dict[str, Any] = vars(parser.instantiate(parsed))
         return config(**{name: value for name, value in values.items() if name != "config"})
     except UserError:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _refuse_null(config: type, values: Namespace, prefix: str) -> None:
+    """Name a null given for an option that must have a value; jsonargparse lets it pass."""
+    for name, hint in typing.get_type_hints(config).items():
+        value = values.get(name)
+        if value is None and type(None) not in typing.get_args(hint):
+            raise UserError(f"{prefix}{name} is null: give it a value, or leave it out")
+        if isinstance(value, Namespace):
+            _refuse_null(hint, value, f"{prefix}{name}.")
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:

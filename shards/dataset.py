@@ -5,6 +5,7 @@ one positioned read of a local file, or one ranged request to a store, and its c
 """
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -44,8 +45,8 @@ def list_versions(url: str) -> list[int]:
     folder = storage.join(url, "versions")
     if not storage.exists(folder):
         return []
-    names = [info.path.removesuffix(".json") for info in storage.list_files(folder)]
-    return sorted(int(name) for name in names if name.isdigit())
+    names = [info.path for info in storage.list_files(folder)]
+    return sorted(int(name[:8]) for name in names if re.fullmatch(r"\d{8}\.json", name))
 
 
 def version_url(url: str, number: int) -> str:

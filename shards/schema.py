@@ -168,9 +168,16 @@ class Version:
             values = json.loads(data)
             known = values.pop("format"), values.pop("format_version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a version file: {error}") from error
+            raise ValueError(f"not a version file: {error!r}") from error
         if known != (FORMAT, FORMAT_VERSION):
             raise ValueError(f"format {known} is not the known {(FORMAT, FORMAT_VERSION)}: update this package")
+        try:
+            return cls._from_values(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a damaged version file: {error!r}") from error
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> "Version":
         values["bands"] = tuple(Band(**band) for band in values["bands"])
         values["tables"] = {
             name: tuple(TableFile(**file) for file in files) for name, files in values["tables"].items()

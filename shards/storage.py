@@ -9,10 +9,11 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -38,10 +39,18 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises:
         UserError: the URL's scheme is unknown or its driver is not installed.
     """
+    if not url:
+        raise UserError("an empty path was given: name a folder or URL")
+    if is_local(url):
+        # Not by url_to_fs: it would take "::" in a file's name for a chain of URLs.
+        fs = LocalFileSystem()
+        return fs, fs._strip_protocol(url)
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {url!r}: {error}") from error
+    if not path.strip("/"):
+        raise UserError(f"{url!r} names no bucket: write, say, s3://bucket/folder")
     return fs, path
 
 
@@ -62,6 +71,11 @@ def join(root: str, *parts: str) -> str:
     for part in parts:
         root = part if "://" in part or part.startswith("/") else f"{root.rstrip('/')}/{part}"
     return root
+
+
+def child(root: str, relative: str) -> str:
+    """Return the URL of a listed path below its root; unlike `join` it never leaves the root."""
+    return f"{root.rstrip('/')}/{relative}"
 
 
 @contextlib.contextmanager
@@ -115,8 +129,8 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file atomically, replacing what was there."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        temporary = _write_temporary(Path(path), data)
-        temporary.replace(path)
+        with _written_beside(Path(path), data) as temporary:
+            temporary.replace(path)
         _sync_folder(Path(path).parent)
     else:
         fs.pipe_file(path, data)
@@ -130,13 +144,11 @@ def create_bytes(url: str, data: bytes) -> bool:
     """
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        temporary = _write_temporary(Path(path), data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with _written_beside(Path(path), data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
         _sync_folder(Path(path).parent)
         return True
     try:
@@ -156,12 +168,12 @@ def put_file(source: Path, url: str) -> None:
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.move(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with _temporary_beside(target) as (temporary, file):
+            file.close()
+            shutil.move(source, temporary)
+            with temporary.open("rb") as moved:
+                os.fsync(moved.fileno())
+            temporary.replace(target)
         _sync_folder(target.parent)
     else:
         fs.put_file(str(source), path)
@@ -179,6 +191,33 @@ def remove_folder(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def remove_empty_folder(url: str) -> None:
+    """Delete a local folder if it is empty; stores have no empty folders."""
+    if is_local(url):
+        with contextlib.suppress(OSError):
+            local_path(url).rmdir()
+
+
+def require_writable(url: str) -> None:
+    """Find out, leaving nothing behind, whether files can be made below a URL.
+
+    Raises:
+        UserError: no permission, no such bucket, or a file stands in the way.
+    """
+    if is_local(url):
+        path = local_path(url).absolute()
+        nearest = next(folder for folder in [path, *path.parents] if folder.exists())
+        if not nearest.is_dir():
+            raise UserError(f"{url} cannot be a folder: {nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"no permission to write {url}: check the mode of {nearest}")
+        return
+    probe = child(url, f"write-test-{uuid.uuid4().hex}")
+    with user_errors(url):
+        write_bytes(probe, b"")
+        remove(probe)
 
 
 def list_files(url: str) -> list[FileInfo]:
@@ -214,16 +253,37 @@ def _list_local(root: Path) -> list[FileInfo]:
         raise error
 
     for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
+        visible = [name for name in folders if not name.startswith(".")]
+        links = [name for name in visible if Path(folder, name).is_symlink()]
+        folders[:] = sorted(set(visible) - set(links))
+        # Links to folders are not followed (they may turn in a circle), but they stand in the list.
+        for name in [*links, *(name for name in names if not name.startswith("."))]:
             path = Path(folder, name)
-            # lstat keeps a dangling link in the list: it must be rejected by name, not vanish.
-            stat = path.stat() if path.exists() else path.lstat()
-            relative = path.relative_to(root).as_posix()
-            infos.append(FileInfo(path=relative, size=stat.st_size, etag=f"mtime-{stat.st_mtime_ns}"))
+            infos.append(_local_info(path, path.relative_to(root).as_posix()))
     return sorted(infos, key=lambda info: info.path)
+
+
+def stat(url: str) -> FileInfo:
+    """Return size and ETag of one file as a listing shows them, `path` being the URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        return _local_info(Path(path), url)
+    fs.invalidate_cache(path)
+    info = fs.info(path)
+    return FileInfo(path=url, size=int(info["size"]), etag=_etag(info))
+
+
+def _local_info(path: Path, name: str) -> FileInfo:
+    try:
+        found = path.stat()
+    except OSError:
+        # A dangling or circular link: it must be rejected by name later, not vanish from the list.
+        found = path.lstat()
+    return FileInfo(path=name, size=found.st_size, etag=f"mtime-{found.st_mtime_ns}")
 
 
 def _answer_code(error: OSError) -> str:
@@ -239,19 +299,26 @@ def _etag(info: dict[str, Any]) -> str:
     return f"size-{info['size']}"
 
 
-def _write_temporary(target: Path, data: bytes) -> Path:
+@contextlib.contextmanager
+def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Open a hidden file with a name of its own in the target's folder; it is gone afterwards unless renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    return Path(name)
+            Path(name).chmod(0o644)
+            yield Path(name), file
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
+    with _temporary_beside(target) as (temporary, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        yield temporary
 
 
 def _sync_folder(folder: Path) -> None:

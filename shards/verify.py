@@ -4,8 +4,11 @@ Reads each shard once; costs one pass over the data and the memory of one shard.
 """
 
 import hashlib
+import json
+import struct
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import google_crc32c
@@ -17,12 +20,6 @@ from shards.dataset import read_table, read_version
 from shards.digest import content_digest
 from shards.errors import UserError
 from shards.schema import TABLES, Version
-
-_NO_ROWS = (
-    TABLES["samples"]
-    .empty_table()
-    .select(["shard", "key", "offset", "size", "crc32c", "member", "member_sha256", "json_sha256"])
-)
 
 
 def verify(url: str, number: int | None = None) -> Iterator[str]:
@@ -43,7 +40,7 @@ def verify(url: str, number: int | None = None) -> Iterator[str]:
     yield from _verify_tables(version, tables)
     rows = _rows_by_shard(tables["samples"])
     for shard in tables["shards"].to_pylist():
-        yield from _verify_shard(url, shard, rows.pop(shard["shard"], _NO_ROWS).to_pylist())
+        yield from _verify_shard(url, shard, rows.pop(shard["shard"], TABLES["samples"].empty_table()).to_pylist())
     for orphan, mine in rows.items():
         yield f"{mine.num_rows} samples lie in shard {orphan}, which is not in the shards table"
 
@@ -51,7 +48,7 @@ def verify(url: str, number: int | None = None) -> Iterator[str]:
 def _rows_by_shard(samples: pa.Table) -> dict[str, pa.Table]:
     """Slice the samples table by shard, rows in order of their offset; the slices share one table's memory."""
     names = samples["shard"].cast(pa.string())
-    chosen = samples.select(_NO_ROWS.column_names).set_column(0, "shard", names)
+    chosen = samples.set_column(samples.column_names.index("shard"), "shard", names)
     chosen = chosen.sort_by([("shard", "ascending"), ("offset", "ascending")])
     names = chosen["shard"].combine_chunks()
     runs = pc.run_end_encode(names)
@@ -100,8 +97,9 @@ def _verify_scenes(samples: pa.Table, scenes: pa.Table, rejects: pa.Table) -> It
             (scene["state"] == "used") != (scene["num_tiles"] > 0)
         ):
             yield f"{name}: state {scene['state']!r} does not fit its tiles and rejects"
-    for orphan in [*tiles, *dropped]:
-        yield f"scene {orphan} has tiles but is not in the scenes table"
+    known = set(scenes["scene"].to_pylist())
+    for orphan in sorted({*tiles, *dropped, *whole} - known):
+        yield f"scene {orphan} has tiles or rejects but is not in the scenes table"
 
 
 def _verify_shard(url: str, shard: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -128,10 +126,25 @@ def _verify_sample(shard_url: str, row: dict[str, Any], data: bytes) -> Iterator
     if len(data) != row["size"] or google_crc32c.value(data) != row["crc32c"]:
         yield f"{name}: bytes do not match the checksum"
         return
-    expected = {f"{row['key']}.{row['member']}": row["member_sha256"], f"{row['key']}.json": row["json_sha256"]}
-    found = {
-        member.name: hashlib.sha256(data[member.offset : member.offset + member.size]).digest()
-        for member in tar.members(data)
-    }
-    if found != expected:
-        yield f"{name}: members {sorted(found)} do not match the table"
+    members = {member.name.removeprefix(f"{row['key']}."): member for member in tar.members(data)}
+    contents = {name: data[member.offset : member.offset + member.size] for name, member in members.items()}
+    sums = {name: hashlib.sha256(content).digest() for name, content in contents.items()}
+    if sums != {row["member"]: row["member_sha256"], "json": row["json_sha256"]}:
+        yield f"{name}: members {sorted(sums)} do not match the table"
+        return
+    image = members[row["member"]]
+    if (row["offset"] + image.offset, image.size) != (row["member_offset"], row["member_size"]):
+        yield f"{name}: the image does not lie where the table says"
+    metadata = json.loads(contents["json"])
+    differing = [key for key in metadata.keys() & row.keys() if not _same(row[key], metadata[key])]
+    if differing:
+        yield f"{name}: {', '.join(sorted(differing))} in the table differ from the sample's own JSON"
+
+
+def _same(in_table: Any, in_json: Any) -> bool:
+    if isinstance(in_table, datetime):
+        return in_table.strftime("%Y-%m-%dT%H:%M:%SZ") == str(in_json)
+    if isinstance(in_table, float) and in_json is not None:
+        # Some columns hold 32 bits, JSON holds 64.
+        return in_table in (in_json, struct.unpack("f", struct.pack("f", in_json))[0])
+    return bool(in_table == in_json)

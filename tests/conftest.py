@@ -99,7 +99,7 @@ def _write_sample(
 ) -> dict[str, object]:
     key = f"sample-{number:06d}"
     extension, image = encode_image(_pixels(number, tile_px, len(bands), dtype, seed), encoding)
-    metadata = canonical_json({"key": key, "bands": list(bands)})
+    metadata = canonical_json({"key": key, "bands": list(bands), "label": None, "valid_share": 1.0})
     extent = writer.write(key, {extension: image, "json": metadata})
     return {
         "key": key,

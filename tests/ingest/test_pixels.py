@@ -19,7 +19,7 @@ STRIPS = st.one_of(
 def test_scale_follows_its_formula_for_every_type(strip, low, span, offset):
     scaling = Scaling(low=(low, low + 1), high=(low + span, low + 1 + span), offset=offset)
     lows, highs = np.array(scaling.low)[:, None, None], np.array(scaling.high)[:, None, None]
-    expected = np.rint((strip.astype(np.float64) + offset - lows) * (255.0 / (highs - lows))).clip(0, 255)
+    expected = np.rint((strip.astype(np.float64) + offset - lows) / (highs - lows) * 255.0).clip(0, 255)
     assert np.array_equal(scale(strip, scaling), expected)
 
 
@@ -41,6 +41,13 @@ def test_percentile_bounds_are_values_of_the_scene(values):
         assert low[band] in values[band]
         assert low[band] < high[band]
         assert high[band] in values[band] or high[band] == low[band] + 1
+
+
+@pytest.mark.parametrize("value", [0.0, -3.4028234663852886e38, 1e16, 1.5e308])
+def test_constant_scenes_of_any_magnitude_can_be_scaled(value):
+    low, high = percentile_bounds(np.full((1, 9), value), (1, 99))
+    assert high[0] > low[0] == value
+    assert scale(np.full((1, 2, 2), value), Scaling(low=low, high=high, offset=0.0)).tolist() == [[[0, 0], [0, 0]]]
 
 
 def test_no_valid_pixel_has_no_bounds():

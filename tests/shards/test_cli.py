@@ -63,6 +63,14 @@ def test_mistakes_are_named_in_one_line(argv, expected):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["inner: {width: null}\ndata: x", "inner: null\ndata: x"])
+def test_null_is_refused_where_a_value_must_be(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is null"):
+        parse("--config", str(path))
+
+
 def test_an_unknown_key_in_the_file_is_named(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("inner: {depth: 7}\n")

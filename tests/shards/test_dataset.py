@@ -87,6 +87,22 @@ def test_an_unknown_version_or_format_is_a_clear_error(dataset_url):
         read_version(dataset_url)
 
 
+@pytest.mark.parametrize("change", [lambda v: v.pop("bands"), lambda v: v.update(extra=1), lambda v: v.update(bands=3)])
+def test_a_damaged_version_file_is_a_clear_error(dataset_url, change):
+    path = Path(dataset_url, "versions/00000001.json")
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="damaged version file"):
+        read_version(dataset_url)
+
+
+def test_strange_files_among_versions_do_not_count(dataset_url):
+    Path(dataset_url, "versions/2.json").write_text("{}")
+    Path(dataset_url, "versions/notes.txt").write_text("x")
+    assert read_version(dataset_url).version == 1
+
+
 def test_version_file_round_trip(dataset_url):
     version = read_version(dataset_url)
     assert Version.from_json(version.to_json()) == version

@@ -28,6 +28,19 @@ def test_verify_exits_1_on_a_fault(tmp_path, write_dataset, run_stage):
     assert "is missing" in result.stdout
 
 
+def test_preview_names_a_corrupt_sample_and_refuses_no_tiles(tmp_path, write_dataset, run_stage):
+    url = write_dataset(str(tmp_path / "data"))
+    out = str(tmp_path / "x.png")
+    assert run_stage("shards", "preview", url, "--out", out, "--num_tiles", "-5").returncode == 2
+    for shard in Path(url, "shards").iterdir():
+        data = shard.read_bytes()
+        shard.write_bytes(data[:600] + b"damage" + data[606:])
+    result = run_stage("shards", "preview", url, "--out", out)
+    assert result.returncode == 1
+    assert "does not match its checksum" in result.stdout
+    assert not Path(out).exists()
+
+
 def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
     for arguments in [
         ("digest", str(tmp_path)),
@@ -35,6 +48,7 @@ def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
         ("nonsense", "x"),
         ("verify", "s3:/x"),
         ("ls", "x", "-z"),
+        ("ls", ""),
     ]:
         result = run_stage("shards", *arguments)
         assert result.returncode == 2, result.stderr

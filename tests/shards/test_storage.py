@@ -80,9 +80,36 @@ def test_no_temporary_file_is_left_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_dangling_link_is_listed(tmp_path):
+def test_links_that_lead_nowhere_or_in_circles_are_listed(tmp_path):
     (tmp_path / "gone.tif").symlink_to(tmp_path / "nowhere")
-    assert [info.path for info in storage.list_files(str(tmp_path))] == ["gone.tif"]
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [info.path for info in storage.list_files(str(tmp_path))] == ["circle", "gone.tif", "loop"]
+
+
+def test_local_names_are_taken_literally(tmp_path):
+    for name in ["a::b.tif", "x#y.tif", "50%.tif", "mit Leerzeichen ü.tif"]:
+        storage.write_bytes(str(tmp_path / name), name.encode())
+        assert storage.read_bytes(str(tmp_path / name)) == name.encode()
+
+
+def test_listed_names_never_leave_their_root():
+    assert storage.child("s3://bucket/archive/", "/etc/passwd") == "s3://bucket/archive//etc/passwd"
+    assert storage.child("folder", "http://elsewhere/x") == "folder/http://elsewhere/x"
+
+
+def test_whether_a_folder_can_be_written_is_found_out_without_traces(root, tmp_path):
+    storage.require_writable(storage.join(root, "new/deep"))
+    assert not storage.exists(root) or storage.list_files(root) == []  # SeaweedFS keeps the emptied folder
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file"):
+        storage.require_writable(str(tmp_path / "file/below"))
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "s3:///"])
+def test_a_url_without_a_place_is_the_users_mistake(url):
+    with pytest.raises(UserError, match=r"empty path|names no bucket"):
+        storage.filesystem(url)
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,17 @@ def test_a_damaged_table(url):
         ("samples", lambda rows: rows[2].update(key="other"), "digest of the tables"),
         ("samples", lambda rows: rows[2].update(offset=512), "does not begin where the one before ends"),
         ("samples", lambda rows: rows[0].update(scene="scene-000005"), "are not what the samples table lists"),
+        ("samples", lambda rows: rows[2].update(member_offset=7), "does not lie where the table says"),
+        ("samples", lambda rows: rows[2].update(label="wrong"), "label in the table differ from the sample's own JSON"),
+        ("samples", lambda rows: rows[2].update(valid_share=0.5), "valid_share in the table differ"),
         ("shards", lambda rows: rows[0].update(num_samples=99), "99 in the shard's row"),
         ("scenes", lambda rows: rows.pop(), "scenes: 23 found, the version says 24"),
         ("scenes", lambda rows: rows[0].update(state="rejected"), "does not fit its tiles and rejects"),
+        (
+            "rejects",
+            lambda rows: rows.append({"scene": "unknown", "path": "p", "reason": "corrupt"}),
+            "scene unknown has",
+        ),
         (
             "rejects",
             lambda rows: rows.append({"scene": "scene-000001", "path": "p", "x": 1, "y": 1, "reason": "corrupt"}),
