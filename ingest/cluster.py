@@ -4,6 +4,7 @@ Ray gets a path and a number per task and gives back a few hundred bytes; pixels
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 def cluster(address: str, workers: int) -> Iterator[None]:
     """Join the Ray cluster at an address, or start a local one of so many workers (0: one per core)."""
     if address:
+        _require_answer(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError) as error:
@@ -41,6 +43,16 @@ def cluster(address: str, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Knock at HOST:PORT first: Ray itself would wait for minutes and then abort the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def run_tasks(

@@ -1,7 +1,12 @@
 """The whole stage through Ray: the same bytes for any number of workers, everything accounted for."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +15,12 @@ import pytest
 import rasterio
 from PIL import Image
 
-from ingest.config import IngestConfig
-from ingest.pack import group_url
-from ingest.run import ingest
+from ingest.config import IngestConfig, Recipe
+from ingest.inventory import list_scenes
+from ingest.pack import group_url, pack_group
+from ingest.plan import plan_units
+from ingest.probe import probe_scenes
+from ingest.run import ingest, write_units
 from shards import storage
 from shards.dataset import open_dataset, read_table, read_version, version_url
 from shards.errors import UserError
@@ -152,6 +160,57 @@ def test_an_interrupted_run_goes_on_from_its_markers(scenes, made, tmp_path):
     assert Path(group_url(out, plan, 2, ".json")).stat().st_mtime_ns == kept
 
 
+def test_a_killed_driver_leaves_nothing_that_a_restart_trips_over(scenes, made, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ingest", "--scenes", scenes, "--out", out, "--tile_px", "64", "--shard_mb", "0.1"]
+    driver = subprocess.Popen([*map(str, command), "--workers", "1"], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("plans/*/groups/*.json")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    killed_in_time = not list(out.glob("versions/*.json"))
+    again = ingest(configure(scenes, out))
+    assert again.created == killed_in_time
+    assert again.version.digest == made.version.digest
+    assert list(verify(str(out))) == []
+
+
+def test_a_scene_that_changes_in_mid_run_is_named(scenes, tmp_path):
+    copy = tmp_path / "scenes"
+    shutil.copytree(scenes, copy)
+    config = configure(copy, tmp_path / "out")
+    recipe = Recipe(tile_px=64, shard_mb=0.1)
+    probed = probe_scenes(config.scenes, list_scenes(config).to_pylist(), recipe)
+    write_units(config.out, "plan", plan_units(probed, recipe), probed)
+    for path in [*copy.rglob("*.tif"), *copy.rglob("*.png")]:
+        path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(OSError, match=r"(tif|png) changed while it was being ingested"):
+        pack_group(config.out, "plan", 0, config.scenes, recipe)
+
+
+def test_names_of_all_kinds(tmp_path):
+    folder = tmp_path / "scenes"
+    rng = np.random.default_rng(0)
+    for name in ["a::b.tif", "mit Leerzeichen ü.tif", "[x].tif", "100%.tif"]:
+        write(folder / name, rng.integers(1, 255, (3, 64, 64), np.uint8))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.tif")).write_bytes((folder / "100%.tif").read_bytes())
+    (folder / "circle").symlink_to(folder)
+    outcome = ingest(configure(folder, tmp_path / "out"))
+    assert list(verify(outcome.url)) == []
+    assert outcome.version.num_samples == 4
+    assert outcome.rejected == {"missing": 1, "not_a_raster": 1}
+    assert all(key.isascii() for key in read_table(outcome.url, outcome.version, "samples")["key"].to_pylist())
+
+
+def test_when_no_tile_is_left_nothing_stays(scenes, tmp_path):
+    with pytest.raises(UserError, match=r"no tile of .* is left: .*low_contrast"):
+        ingest(configure(scenes, tmp_path / "out", min_contrast=1.0))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_command_again_finds_the_version(scenes, made):
     again = ingest(configure(scenes, made.url))
     assert not again.created
@@ -184,8 +243,9 @@ def test_percentile_scaling_is_recorded_and_uses_the_range(made):
     assert row["band_indexes"] == [3, 2, 1]
     assert row["low"] == pytest.approx([238, 238, 238], abs=15)
     assert row["high"] == pytest.approx([3962, 3962, 3962], abs=15)
-    samples = [row for row in read_table(made.url, made.version, "samples").to_pylist() if row["scene"] == row["scene"]]
+    samples = read_table(made.url, made.version, "samples").to_pylist()
     clipped = [sample["clipped_share"] for sample in samples if sample["scene"] == row["scene"]]
+    assert len(clipped) == 9
     assert all(0.02 < share < 0.1 for share in clipped)
 
 

@@ -14,7 +14,13 @@ import pytest
         (["--scenes", "text", "--out", "out", "--tile_px", "5"], "tile_px is 5"),
         (["--scenes", "text", "--out", "out", "--tile_size", "64"], "tile_size"),
         (["--scenes", "text", "--out", "out", "--config", "bad.yaml"], "tile_pixels"),
-        (["--scenes", "text", "--out", "text/file"], "lies inside|not of the expected kind"),
+        (["--scenes", "text", "--out", "bad.yaml"], "cannot be a folder: .*bad.yaml is a file"),
+        (["--scenes", "text", "--out", "out", "--config", "null.yaml"], "tile_px is null"),
+        (["--scenes", "text", "--out", "out", "--max_scene_gb", ".inf"], "max_scene_gb is inf"),
+        (["--scenes", "text", "--out", "out", "--seed", "9" * 40], "seed is 9999"),
+        (["--scenes", "text", "--out", "out", "--address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
+        (["--scenes", "", "--out", "out"], "an empty path was given"),
+        (["--scenes", "s3://", "--out", "out"], "names no bucket"),
     ],
 )
 def test_wrong_use_is_one_line_exit_2_and_nothing_written(tmp_path, run_stage, arguments, expected):
@@ -22,8 +28,9 @@ def test_wrong_use_is_one_line_exit_2_and_nothing_written(tmp_path, run_stage, a
     (tmp_path / "text").mkdir()
     (tmp_path / "text/file").write_text("x")
     (tmp_path / "bad.yaml").write_text("tile_pixels: 64\n")
+    (tmp_path / "null.yaml").write_text("tile_px: null\n")
     before = sorted(tmp_path.rglob("*"))
-    places = {"missing", "empty", "text", "out", "text/out", "text/file", "bad.yaml"}
+    places = {"missing", "empty", "text", "out", "text/out", "bad.yaml", "null.yaml"}
     absolute = [str(tmp_path / word) if word in places else word for word in arguments]
     result = run_stage("ingest", *absolute)
     assert result.returncode == 2

@@ -1,8 +1,11 @@
 """Scenes of all kinds are opened, judged and placed; hostile ones are rejected with their code."""
 
+import io
 import math
+import os
 from datetime import UTC, datetime
 
+import fsspec
 import numpy as np
 import pytest
 import rasterio
@@ -214,3 +217,42 @@ def test_lonlat():
     lon, lat = raster.lonlat("EPSG:32633", np.array([500000.0]), np.array([0.0]))
     assert lon[0] == pytest.approx(15.0)
     assert lat[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_odd_but_legal_rasters_are_judged_not_crashed_on(tmp_path):
+    complex_path = tmp_path / "complex.tif"
+    with rasterio.open(complex_path, "w", driver="GTiff", width=64, height=64, count=3, dtype="complex_int16"):
+        pass
+    assert code(header, str(complex_path)) == "wrong_dtype"
+    local = write(tmp_path / "local.tif", land(3), driver="GTiff", crs='LOCAL_CS["drone",UNIT["metre",1]]')
+    found = header(local)
+    assert np.isnan(raster.lonlat(found.crs, np.array([0.0]), np.array([0.0]))).all()
+    nowhere = rasterio.Affine(float("nan"), 0, 0, 0, 1, 0)
+    broken = write(tmp_path / "nan.tif", land(3), driver="GTiff", crs="EPSG:32633", transform=nowhere)
+    assert header(broken).transform is None
+    assert header(broken).gsd_m is None
+
+
+def test_pipes_and_circular_links_do_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert code(raster.sniff, str(tmp_path / "pipe")) == "not_a_raster"
+    assert code(raster.sniff, str(tmp_path)) == "not_a_raster"
+    assert code(raster.sniff, str(tmp_path / "loop")) == "missing"
+
+
+def test_a_broken_connection_is_no_corrupt_scene(tmp_path, monkeypatch):
+    """Only content decides about a rejection: a fault of the world must come out as such, to be retried."""
+    path = write(tmp_path / "x.tif", land(3, side=512), driver="GTiff")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/x.tif", (tmp_path / "x.tif").read_bytes())
+    with raster.open_scene("memory://x.tif", "GTiff") as source:
+        assert raster.read_header(source, Recipe()) == header(path)
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise TimeoutError("503 slow down")
+
+    monkeypatch.setattr(type(memory), "open", lambda *_, **__: Broken())
+    with pytest.raises(TimeoutError, match="503"), raster.open_scene("memory://x.tif", "GTiff"):
+        pass
