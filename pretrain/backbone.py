@@ -67,6 +67,15 @@ def gather_patches(x_NLX: Tensor, indices_NP: Tensor) -> Tensor:
     return x_NLX[torch.arange(len(indices_NP), device=x_NLX.device)[:, None], indices_NP]
 
 
+def pick_positions(positions_LW: Tensor, indices_NP: Tensor) -> Tensor:
+    """Return the position embedding of gathered patches: [N, P, W].
+
+    As an embedding and not by indexing, whose backward pass on a CPU adds up in whatever order its threads
+    come: gradients would differ in their last bits from run to run.
+    """
+    return functional.embedding(indices_NP, positions_LW)
+
+
 class SparseBackbone(nn.Module):
     """A timm VisionTransformer's parameters under timm's names, run on gathered patches."""
 
@@ -90,7 +99,7 @@ class SparseBackbone(nn.Module):
         """Embed gathered patches, add their positions, put the cls token before them: [N, 1 + P, W]."""
         projection = self.patch_embed.proj
         x_NPW = functional.linear(patches_NPD, projection.weight.flatten(1), projection.bias)
-        x_NPW = x_NPW + positions_LW[indices_NP]
+        x_NPW = x_NPW + pick_positions(positions_LW, indices_NP)
         cls_N1W = (self.cls_token + self.pos_embed[:, :1]).expand(len(x_NPW), -1, -1)
         return torch.cat([cls_N1W.to(x_NPW.dtype), x_NPW], dim=1)
 

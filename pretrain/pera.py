@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbone import DropPath, SparseBackbone, gather_patches, patchify
+from pretrain.backbone import DropPath, SparseBackbone, gather_patches, patchify, pick_positions
 from pretrain.config import Config
 from pretrain.heads import Head
 from pretrain.losses import (
@@ -160,7 +160,7 @@ class PerA(nn.Module):
         x_NTW = backbone.embed(gather_patches(patches_NLCpp, seen).flatten(2), seen, positions_LW)
         half = backbone.depth // 2
         x_NTW = backbone.run_blocks(x_NTW, range(half), drop_path)
-        mask_tokens_NPW = self.mask_token + positions_LW[joining]
+        mask_tokens_NPW = self.mask_token + pick_positions(positions_LW, joining)
         x_NTW = torch.cat([x_NTW, mask_tokens_NPW.to(x_NTW.dtype)], dim=1)
         x_NTW = backbone.norm(backbone.run_blocks(x_NTW, range(half, backbone.depth), drop_path))
         features_NW = x_NTW[:, 0]

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pretrain.backbone import DropPath, SparseBackbone, apply_block, build_vit, gather_patches, patchify
+from pretrain.backbone import (
+    DropPath,
+    SparseBackbone,
+    apply_block,
+    build_vit,
+    gather_patches,
+    patchify,
+    pick_positions,
+)
 from pretrain.config import ModelConfig
 
 CONFIG = ModelConfig(image_px=32, patch_px=8, width=32, depth=3, heads=2)
@@ -62,3 +70,18 @@ def test_drop_path_zero_is_the_plain_block():
     tokens = torch.randn(4, 5, 32)
     plain = apply_block(backbone.blocks[0], tokens, None)
     assert torch.equal(apply_block(backbone.blocks[0], tokens, DropPath(rate=0.0, generator=torch.Generator())), plain)
+
+
+def test_gradients_of_positions_are_the_same_bits_every_time():
+    """Threads must not decide the order in which a position's gradient adds up, or no run could be repeated."""
+    torch.set_num_threads(2)  # one thread, as in the other tests, has only one order
+    positions = torch.randn(64, 128, requires_grad=True)
+    indices = torch.stack([torch.randperm(64)[:38] for _ in range(64)])
+    weights = torch.randn(64, 38, 128)
+    gradients = []
+    for _ in range(12):
+        positions.grad = None
+        (pick_positions(positions, indices) * weights).sum().backward()
+        assert positions.grad is not None
+        gradients.append(positions.grad.clone())
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
