@@ -20,7 +20,7 @@ from rasterio.transform import Affine
 
 from ingest.landcover import CLASSES, Look, Random, Shape, draw_chip, draw_land, draw_look, expose, to_uint8, to_uint16
 from shards.keyed import generator
-from shards.storage import join, user_errors, write_bytes
+from shards.storage import exists, join, read_bytes, user_errors, write_bytes
 
 CHIPS_PER_CLASS = 80
 
@@ -151,6 +151,12 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def _write(url: str, data: bytes) -> None:
+    """Write a file unless it is there with this content: its time stays, and ingest knows it again."""
+    if not exists(url) or read_bytes(url) != data:
+        write_bytes(url, data)
+
+
 def write_sample(out: str, seed: int = 0) -> SampleSummary:
     """Write scenes/*.tif, a stray scenes/README.txt and chips/CLASS/NNNN.png under `out`.
 
@@ -164,11 +170,11 @@ def write_sample(out: str, seed: int = 0) -> SampleSummary:
     scenes, chips = join(out, "scenes"), join(out, "chips")
     with user_errors(out):
         for spec in SCENES:
-            write_bytes(join(scenes, f"{spec.name}.tif"), scene_bytes(spec, seed))
-        write_bytes(join(scenes, "README.txt"), b"Synthetic land, drawn by `python -m ingest sample`: no real place.\n")
+            _write(join(scenes, f"{spec.name}.tif"), scene_bytes(spec, seed))
+        _write(join(scenes, "README.txt"), b"Synthetic land, drawn by `python -m ingest sample`: no real place.\n")
         for name in CLASSES:
             for number in range(CHIPS_PER_CLASS):
-                write_bytes(join(chips, name, f"{number:04d}.png"), encode_png(draw_chip(name, seed, number)))
+                _write(join(chips, name, f"{number:04d}.png"), encode_png(draw_chip(name, seed, number)))
     num_unusable = sum(spec.layout in UNUSABLE for spec in SCENES)
     return SampleSummary(
         scenes=scenes,

@@ -167,3 +167,13 @@ def test_colour_hints_at_the_class_and_texture_does_without_colour():
     steps = [np.abs(np.diff(grey[:, ::s, ::s], axis=axis)) for s in (1, 2, 4) for axis in (1, 2)]
     texture = np.stack([f(step, axis=(1, 2)) for step in steps for f in (np.mean, np.std)], axis=1)
     assert knn_accuracy(texture, labels) > 0.5  # chance is 1/7
+
+
+def test_the_same_sample_again_touches_no_file(tmp_path, monkeypatch):
+    write_small(tmp_path, 0, monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    write_small(tmp_path, 0, monkeypatch)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    write_small(tmp_path, 1, monkeypatch)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tif")}
+    assert all(before[path] != time for path, time in after.items())
