@@ -10,9 +10,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
-from rich.progress import Task as ProgressTask
-from rich.text import Text
 
 from eval.config import EvalConfig
 from eval.data import ClassFolders, open_class_folders, parse_specs
@@ -28,14 +25,9 @@ from eval.summary import compare_all, confusions, sentences
 from shards import storage
 from shards.errors import UserError
 from shards.keyed import generator
+from shards.progress import Progress
 
 _TASK, _METRIC = "scene classification", "accuracy"
-
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: ProgressTask) -> Text:
-        """Return images per second, once there is one."""
-        return Text(f"{task.speed:.0f} images/s" if task.speed else "")
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ def evaluate(config: EvalConfig, command: str, console: Console) -> dict[str, An
     results, rows, costs, truth, rejected = Results(config.out), [], [], {}, {}
     for item in prepared:
         for model in models:
-            table = _features(model, item.data, config, console)
+            table = _features(model, item.data, config)
             costs.append({"model": model.name, "data": item.data.name, "images_per_s": table.images_per_s})
             truth[item.data.name], rejected[item.data.name] = _test_labels(item, table), table.rejected
             for row in _rows(model, item, table, config, results):
@@ -121,14 +113,18 @@ def _open_out(config: EvalConfig, prepared: list[_Prepared]) -> None:
         raise UserError(f"--out {config.out} is a file: give a folder") from error
 
 
-def _features(model: Model, data: ClassFolders, config: EvalConfig, console: Console) -> FeatureTable:
-    console.print(f"[bold]{model.name}[/] on [bold]{data.name}[/]: features of {len(data.paths):,} images")
-    columns = (BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(data.paths))
+def _features(model: Model, data: ClassFolders, config: EvalConfig) -> FeatureTable:
+    done = 0
+    with Progress(f"{model.name} on {data.name}", len(data.paths), "images") as progress:
+
+        def advance(num_images: int) -> None:
+            nonlocal done
+            done += num_images
+            progress.update(done)
+
         return features_of(
-            model, data, config.out, batch_size=config.batch_size, workers=config.workers, redo=config.redo,
-            advance=lambda num_images: progress.advance(bar, num_images),
+            model, data, config.out,
+            batch_size=config.batch_size, workers=config.workers, redo=config.redo, advance=advance,
         )  # fmt: skip
 
 
