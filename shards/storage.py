@@ -3,6 +3,12 @@
 A URL is anything fsspec understands; without a scheme it is a local path. Local writes go to a temporary
 name beside the target, are synced and renamed, so that a reader never sees half a file. Object stores do
 the same by nature (a PUT is atomic). `create_bytes` never overwrites: it is what makes a version exist.
+
+This module writes; it hands on what its neighbours do: `shards.urls` (what a URL means), `shards.listing`
+(what is there), `shards.reading` (bytes out), `shards.zips` (archives as folders) and `shards.retry` (faults:
+every call to a store is retried until a deadline, then raises `StorageError`).
+
+Cost on an object store: a PUT per write, above 64 MiB one per 32 MiB, of which up to 4 are in memory.
 """
 
 import contextlib
@@ -11,118 +17,57 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import UserError
+from shards.listing import FileInfo, iter_files, list_files, stat
+from shards.reading import SourceChangedError, exists, fetch, read_bytes, read_range, read_ranges
+from shards.retry import StorageError, answer_code, retries, retrying
+from shards.urls import child, filesystem, is_local, is_s3, join, local_path, user_errors
+from shards.zips import fetch_member, list_zip
+
+__all__ = [
+    "FileInfo",
+    "SourceChangedError",
+    "StorageError",
+    "child",
+    "create_bytes",
+    "creates_only",
+    "exists",
+    "fetch",
+    "fetch_member",
+    "filesystem",
+    "is_local",
+    "iter_files",
+    "join",
+    "list_files",
+    "list_zip",
+    "local_path",
+    "put_file",
+    "read_bytes",
+    "read_range",
+    "read_ranges",
+    "remove",
+    "remove_empty_folder",
+    "remove_folder",
+    "require_writable",
+    "retries",
+    "stat",
+    "user_errors",
+    "write_bytes",
+]
+
+PART_BYTES = 32 * 2**20
+"""Of a multipart upload; what is smaller than two goes in one PUT."""
+PARTS_AT_ONCE = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """One stored file as a listing shows it."""
-
-    path: str
-    """Path relative to the listed root, "/" as separator."""
-    size: int
-    """Bytes."""
-    etag: str
-    """ETag of the store, or `mtime-<nanoseconds>` of a local file: changes when the content may have."""
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem and the path inside it.
-
-    Raises:
-        UserError: the URL's scheme is unknown or its driver is not installed.
-    """
-    if not url:
-        raise UserError("an empty path was given: name a folder or URL")
-    if is_local(url):
-        # Not by url_to_fs: it would take "::" in a file's name for a chain of URLs.
-        fs = LocalFileSystem()
-        return fs, fs._strip_protocol(url)
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"cannot open {url!r}: {error}") from error
-    if not path.strip("/"):
-        raise UserError(f"{url!r} names no bucket: write, say, s3://bucket/folder")
-    return fs, path
-
-
-def is_local(url: str) -> bool:
-    """Say whether the URL is a path on this machine (by its scheme alone: no driver is loaded)."""
-    return "://" not in url or url.startswith(("file://", "local://"))
-
-
-def local_path(url: str) -> Path:
-    """Return the local path of a local URL."""
-    fs, path = filesystem(url)
-    assert isinstance(fs, LocalFileSystem), url
-    return Path(path)
-
-
-def join(root: str, *parts: str) -> str:
-    """Join URL parts with "/"; a part that is itself absolute (has a scheme or starts with "/") replaces the root."""
-    for part in parts:
-        root = part if "://" in part or part.startswith("/") else f"{root.rstrip('/')}/{part}"
-    return root
-
-
-def child(root: str, relative: str) -> str:
-    """Return the URL of a listed path below its root; unlike `join` it never leaves the root."""
-    return f"{root.rstrip('/')}/{relative}"
-
-
-@contextlib.contextmanager
-def user_errors(url: str) -> Iterator[None]:
-    """Turn what a wrong URL or missing permission raises into one clear line.
-
-    Only faults that no retry would mend are translated: everything else is left as it is.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{url} does not exist: check the path or bucket") from error
-    except PermissionError as error:
-        raise UserError(f"no permission for {url}: check its mode or your credentials ({error})") from error
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{url} is not of the expected kind: {error}") from error
-    except Exception as error:
-        # botocore's classes are not imported for this: local use must not pay for them.
-        if type(error).__name__ in {"NoCredentialsError", "EndpointConnectionError", "ParamValidationError"}:
-            raise UserError(f"cannot reach {url}: {error}") from error
-        raise
-
-
-def exists(url: str) -> bool:
-    """Say whether a file or folder is there (asks the store, not a cached listing)."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
-    return bool(fs.exists(path))
-
-
-def read_bytes(url: str) -> bytes:
-    """Read a whole file."""
-    fs, path = filesystem(url)
-    return bytes(fs.cat_file(path))
-
-
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Read `size` bytes from `offset`; fewer only where the file ends before."""
-    fs, path = filesystem(url)
-    try:
-        return bytes(fs.cat_file(path, start=offset, end=offset + size))
-    except OSError as error:
-        if _answer_code(error) == "InvalidRange":  # S3 refuses a range that begins at or after the end
-            return b""
-        raise
+def _upload_options(fs: Any) -> dict[str, int]:
+    # s3fs's own, 10 parts of 50 MiB, would hold half a gigabyte in each worker.
+    return {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if is_s3(fs) else {}
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -133,14 +78,19 @@ def write_bytes(url: str, data: bytes) -> None:
             temporary.replace(path)
         _sync_folder(Path(path).parent)
     else:
-        fs.pipe_file(path, data)
+        retrying(url, lambda: fs.pipe_file(path, data, **_upload_options(fs)))
 
 
 def create_bytes(url: str, data: bytes) -> bool:
     """Write a file only if nothing is there; return False, and leave it alone, if something is.
 
     On S3 this is a conditional PUT (`If-None-Match: *`), locally a hard link: both have one winner however
-    many race. An answer lost on the way looks like a conflict with ourselves: the caller compares content.
+    many race. A reply lost on the way looks like a conflict with ourselves: the retry meets our own object and
+    returns False. So False means "something is there", and whoever must know what compares contents.
+    Whether a store honours the condition at all: `creates_only`.
+
+    Raises:
+        StorageError: the store kept failing; the file may be there or not.
     """
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
@@ -151,16 +101,44 @@ def create_bytes(url: str, data: bytes) -> bool:
                 return False
         _sync_folder(Path(path).parent)
         return True
+    return retrying(url, lambda: _create_remote(fs, path, data))
+
+
+def _create_remote(fs: Any, path: str, data: bytes) -> bool:
     try:
-        fs.pipe_file(path, data, mode="create")
+        fs.pipe_file(path, data, mode="create", **_upload_options(fs))
     except FileExistsError:
         return False
     except OSError as error:
         # s3fs calls it FileExistsError only where the server's answer names the condition; some do not.
-        if _answer_code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+        if answer_code(error) in ("PreconditionFailed", "412"):
             return False
         raise
     return True
+
+
+def creates_only(url: str) -> bool:
+    """Find out by trying, leaving nothing behind, whether `create_bytes` below a URL never overwrites.
+
+    Some stores ignore the condition and report success, some refuse to know it.
+
+    Raises:
+        UserError: no permission, no such bucket.
+        StorageError: the store kept failing.
+    """
+    if is_local(url):
+        return True
+    probe = child(url, f"create-test-{uuid.uuid4().hex}")
+    with user_errors(url):
+        try:
+            create_bytes(probe, b"first")
+            return not create_bytes(probe, b"second") and read_bytes(probe) == b"first"
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, NotImplementedError) or answer_code(error) in ("NotImplemented", "501"):
+                return False
+            raise
+        finally:
+            remove(probe)
 
 
 def put_file(source: Path, url: str) -> None:
@@ -176,21 +154,28 @@ def put_file(source: Path, url: str) -> None:
             temporary.replace(target)
         _sync_folder(target.parent)
     else:
-        fs.put_file(str(source), path)
+        retrying(url, lambda: fs.put_file(str(source), path, **_upload_options(fs)))
 
 
 def remove(url: str) -> None:
     """Delete one file; a missing one is no error."""
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
+        retrying(url, lambda: fs.rm_file(path))
 
 
 def remove_folder(url: str) -> None:
-    """Delete a folder with all its files; a missing one is no error."""
+    """Delete a folder with all its files; a missing one is no error.
+
+    Raises:
+        StorageError: the store kept failing, or did not delete everything.
+    """
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        retrying(url, lambda: fs.rm(path, recursive=True))
+    # s3fs is silent on objects that the store did not delete.
+    if is_s3(fs) and exists(url) and (left := next(iter_files(url, hidden=True), None)):
+        raise StorageError(f"{url}: the store did not delete {left.path}", "server")
 
 
 def remove_empty_folder(url: str) -> None:
@@ -218,85 +203,6 @@ def require_writable(url: str) -> None:
     with user_errors(url):
         write_bytes(probe, b"")
         remove(probe)
-
-
-def list_files(url: str) -> list[FileInfo]:
-    """List all files below a folder or prefix, sorted by path; hidden names (starting with ".") are left out.
-
-    Raises:
-        UserError: there is no such folder, bucket or permission.
-    """
-    fs, root = filesystem(url)
-    fs.invalidate_cache()
-    with user_errors(url):
-        if isinstance(fs, LocalFileSystem):
-            return _list_local(Path(root))
-        found = fs.find(root, detail=True)
-        if not found and not fs.exists(root):
-            raise FileNotFoundError(root)
-    prefix = root.rstrip("/") + "/"
-    infos = [
-        FileInfo(path=name.removeprefix(prefix), size=int(info["size"]), etag=_etag(info))
-        for name, info in found.items()
-        if info["type"] == "file" and name.startswith(prefix)
-    ]
-    visible = [info for info in infos if not any(part.startswith(".") for part in info.path.split("/"))]
-    return sorted(visible, key=lambda info: info.path)
-
-
-def _list_local(root: Path) -> list[FileInfo]:
-    if not root.is_dir():
-        raise (FileNotFoundError(root) if not root.exists() else NotADirectoryError(f"{root} is a file, not a folder"))
-    infos = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        visible = [name for name in folders if not name.startswith(".")]
-        links = [name for name in visible if Path(folder, name).is_symlink()]
-        folders[:] = sorted(set(visible) - set(links))
-        # Links to folders are not followed (they may turn in a circle), but they stand in the list.
-        for name in [*links, *(name for name in names if not name.startswith("."))]:
-            path = Path(folder, name)
-            infos.append(_local_info(path, path.relative_to(root).as_posix()))
-    return sorted(infos, key=lambda info: info.path)
-
-
-def stat(url: str) -> FileInfo:
-    """Return size and ETag of one file as a listing shows them, `path` being the URL.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    fs, path = filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        return _local_info(Path(path), url)
-    fs.invalidate_cache(path)
-    info = fs.info(path)
-    return FileInfo(path=url, size=int(info["size"]), etag=_etag(info))
-
-
-def _local_info(path: Path, name: str) -> FileInfo:
-    try:
-        found = path.stat()
-    except OSError:
-        # A dangling or circular link: it must be rejected by name later, not vanish from the list.
-        found = path.lstat()
-    return FileInfo(path=name, size=found.st_size, etag=f"mtime-{found.st_mtime_ns}")
-
-
-def _answer_code(error: OSError) -> str:
-    """Return the error code in an S3 server's answer, which s3fs keeps as the cause; empty if there is none."""
-    answer: dict[str, dict[str, str]] = getattr(error.__cause__, "response", {})
-    return answer.get("Error", {}).get("Code", "")
-
-
-def _etag(info: dict[str, Any]) -> str:
-    for name in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime"):
-        if info.get(name):
-            return str(info[name]).strip('"')
-    return f"size-{info['size']}"
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from shards.commit import commit_version, write_table
 from shards.digest import content_digest
 from shards.images import encode_image
 from shards.keyed import generator
-from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, Band, Version, canonical_json
+from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, Version, canonical_json
+from shards.settle import band_figures
 from shards.tar import ShardWriter
+from tests.fault_proxy import FaultProxy
 
 REPOSITORY = Path(__file__).parents[1]
 _SHARED = REPOSITORY.parent / "shared" / "data"
@@ -76,11 +79,10 @@ def _write_dataset(
     samples, scene_table = pa.Table.from_pylist(rows, SAMPLES), pa.Table.from_pylist(scenes, SCENES)
     shards = pa.Table.from_pylist(shard_rows, SHARDS)
     tables = {"samples": samples, "shards": shards, "scenes": scene_table, "rejects": REJECTS.empty_table()}
-    top = 255.0 if dtype == "uint8" else 10000.0
     version = Version(
         version=1,
         digest=content_digest(bands, dtype, [samples], [scene_table]),
-        bands=tuple(Band(name=name, mean=0.45 * top, std=0.2 * top) for name in bands),
+        bands=band_figures(bands, [samples]),
         dtype=dtype,
         tile_px=tile_px,
         num_samples=num_samples,
@@ -98,7 +100,8 @@ def _write_sample(
     writer: ShardWriter, number: int, tile_px: int, bands: tuple[str, ...], dtype: str, encoding: str, seed: int
 ) -> dict[str, object]:
     key = f"sample-{number:06d}"
-    extension, image = encode_image(_pixels(number, tile_px, len(bands), dtype, seed), encoding)
+    pixels = _pixels(number, tile_px, len(bands), dtype, seed)
+    extension, image = encode_image(pixels, encoding)
     metadata = canonical_json({"key": key, "bands": list(bands), "label": None, "valid_share": 1.0})
     extent = writer.write(key, {extension: image, "json": metadata})
     return {
@@ -116,10 +119,22 @@ def _write_sample(
         "y": 0,
         "width": tile_px,
         "height": tile_px,
+        "split": "train",
+        "num_valid": tile_px * tile_px,
         "valid_share": 1.0,
         "contrast": 0.2,
         "clipped_share": 0.0,
+        "band_sums": pixels.sum((0, 1), dtype=np.float64).tolist(),
+        "band_squares": (pixels.astype(np.float64) ** 2).sum((0, 1)).tolist(),
+        "dhash": _dhash(pixels),
     }
+
+
+def _dhash(pixels: np.ndarray) -> int:
+    """Say of 8 × 8 places whether the next one to the right is brighter: 64 bits."""
+    strips = [np.array_split(strip, 9, axis=1) for strip in np.array_split(pixels.mean(2), 8, axis=0)]
+    brightness = np.array([[part.mean() for part in strip] for strip in strips])
+    return int.from_bytes(np.packbits(brightness[:, 1:] > brightness[:, :-1]).tobytes())
 
 
 def _pixels(number: int, side: int, channels: int, dtype: str, seed: int) -> np.ndarray:
@@ -180,6 +195,29 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.undo()
         server.kill()
         server.wait()
+
+
+@dataclass(frozen=True)
+class FaultyStore:
+    """A bucket that is reached through a proxy which does what its rules say."""
+
+    url: str
+    proxy: FaultProxy
+
+
+@pytest.fixture
+def faulty_store(object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultyStore]:
+    """The object store behind a `FaultProxy`: a folder of its own in the bucket, and the proxy to set faults on.
+
+    Processes that are started meanwhile inherit the proxy by the environment.
+    """
+    import s3fs
+
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield FaultyStore(f"{object_store}/faulty-{tmp_path.name}", proxy)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
