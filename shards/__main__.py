@@ -1,17 +1,48 @@
-"""Command line of the format: `python -m shards {ls,verify,digest,preview} URL`."""
+"""Command line of the format: `python -m shards COMMAND URL`, see `_COMMANDS`."""
+
+from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shards import cli
 from shards.errors import UserError
 
-_DESCRIPTION = "Look at a dataset: list its shards, check it, name its content, show its tiles."
+if TYPE_CHECKING:
+    from shards.schema import Version
+
+_DESCRIPTION = "Look at a dataset, check it, compare it, curate it without rewriting a shard."
 _COMMANDS = {
     "ls": "one line per shard: URL, samples, bytes (for `cut -f1`, webdataset, tar)",
     "verify": "check every checksum, count and table; exit 1 and a line per fault if any",
     "digest": "print the 64 hex digits that name the content",
     "preview": "write a contact sheet (PNG) of its tiles to --out",
+    "card": "write a page (HTML) that says what is in it, where, and how it was made",
+    "select": "make a version of the samples for which --where is true; shards stay as they are",
+    "dedup": "make a version without equal and nearly equal tiles; shards stay as they are",
+    "diff": "say in what two versions differ, scene by scene; exit 0 if their digests are equal, else 1",
+    "gc": (
+        "remove files that no version of this dataset names: remains of crashed runs, and what ingest keeps to resume "
+        "from. Versions of OTHER datasets that point to shards here (select --out, dedup --out) are not known: if a "
+        "version here that has them is gone, they lose them. No run may be writing here that was paused longer than "
+        "--min_age_h"
+    ),
 }
+_WHERE = (
+    "SQL expression (DuckDB) over the columns of the samples table, such as `gsd_m < 1 and valid_share > 0.99`; null "
+    "counts as not true; time is UTC. The table `scenes` is there for subqueries: scene in (select scene from scenes "
+    "where path like 'harbour/%%')"
+)
+_DISTANCE = (
+    "bits of 64 in which the difference hashes (dhash) of near-duplicates may differ, 0 to 10; of such tiles the one "
+    "with the smallest key stays"
+)
+_OUT = (
+    "write the version to this folder or bucket URL, pointing to the shards by absolute URLs; by default it becomes "
+    "the next version of the dataset itself"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -20,15 +51,45 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subcommands(dest="command", required=True)
     for name, text in _COMMANDS.items():
         sub = cli.make_parser(f"shards {name}", text)
-        sub.add_argument("url", type=str, help="the dataset: a folder or bucket URL")
-        sub.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
-        if name == "preview":
-            sub.add_argument("--out", type=str, required=True, help="the PNG file to write")
-            sub.add_argument("--num_tiles", type=int, default=48, help="tiles on the sheet")
+        if name == "diff":
+            _add_diff(sub)
+        else:
+            sub.add_argument("url", type=str, help="the dataset: a folder or bucket URL")
+        if name not in ("diff", "gc"):
+            sub.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
+        _add_options(sub, name)
         commands.add_subcommand(name, sub, help=text)
     options = cli.parse(parser, argv)
-    arguments = options[options["command"]]
-    return {"ls": _ls, "verify": _verify, "digest": _digest, "preview": _preview}[options["command"]](arguments)
+    return _RUN[options["command"]](options[options["command"]])
+
+
+def _add_diff(parser: cli.Parser) -> None:
+    for side, which in [("a", "first"), ("b", "second")]:
+        parser.add_argument(f"url_{side}", type=str, help=f"the {which} dataset: a folder or bucket URL")
+    for side, which in [("a", "first"), ("b", "second")]:
+        parser.add_argument(
+            f"--version_{side}", type=int | None, default=None, help=f"version of the {which}; the newest by default"
+        )
+    parser.add_argument("--limit", type=int, default=20, help="lines of each kind (scenes added, removed, changed…)")
+
+
+def _add_options(parser: cli.Parser, name: str) -> None:
+    if name == "preview":
+        parser.add_argument("--out", type=str, required=True, help="the PNG file to write")
+        parser.add_argument("--num_tiles", type=int, default=48, help="tiles on the sheet")
+    if name == "card":
+        parser.add_argument("--out", type=str | None, default=None, help="the HTML file; card.html in the dataset")
+    if name == "select":
+        parser.add_argument("--where", type=str, required=True, help=_WHERE)
+    if name == "dedup":
+        parser.add_argument("--distance", type=int, required=True, help=_DISTANCE)
+    if name in ("select", "dedup"):
+        parser.add_argument("--out", type=str | None, default=None, help=_OUT)
+    if name == "gc":
+        parser.add_argument("--dry_run", action="store_true", help="only list what would be removed")
+        parser.add_argument(
+            "--min_age_h", type=float, default=24.0, help="leave files alone that changed within these hours"
+        )
 
 
 def _ls(options: cli.Namespace) -> int:
@@ -82,6 +143,80 @@ def _preview(options: cli.Namespace) -> int:
         write_bytes(options.out, out.getvalue())
     print(f"wrote {options.out}")
     return 0
+
+
+def _card(options: cli.Namespace) -> int:
+    from shards.card import write_card
+    from shards.dataset import read_version
+
+    print(f"wrote {write_card(options.url, read_version(options.url, options.version), options.out)}")
+    return 0
+
+
+def _select(options: cli.Namespace) -> int:
+    from shards.select import select
+
+    parent, version = select(options.url, options.where, options.out, options.version)
+    return _tell_derived(options, parent, version)
+
+
+def _dedup(options: cli.Namespace) -> int:
+    from shards.dedup import dedup
+
+    parent, version, found = dedup(options.url, options.distance, options.out, options.version)
+    print(f"{found.num_exact} duplicates, {found.pairs.num_rows - found.num_exact} near-duplicates")
+    if found.num_unhashed:
+        print(f"{found.num_unhashed} tiles have no dhash: compared by their bytes alone")
+    return _tell_derived(options, parent, version)
+
+
+def _tell_derived(options: cli.Namespace, parent: Version, version: Version) -> int:
+    if version is parent:
+        print(f"every sample of {options.url} version {parent.version} stays: nothing is written")
+        return 0
+    url = options.out or options.url
+    print(
+        f"{url} version {version.version}: {version.num_samples} of {parent.num_samples} samples in "
+        f"{version.num_shards} shards, digest {version.digest}; next: python -m shards verify {url}"
+    )
+    return 0
+
+
+def _diff(options: cli.Namespace) -> int:
+    from shards.diff import diff
+
+    if options.limit < 0:
+        raise UserError(f"--limit is {options.limit}: give 0 or more")
+    difference = diff(options.url_a, options.url_b, options.version_a, options.version_b)
+    for line in difference.lines(options.limit):
+        print(line)
+    return 0 if difference.equal else 1
+
+
+def _gc(options: cli.Namespace) -> int:
+    from shards.gc import find_orphans, remove_orphans
+
+    if not options.min_age_h >= 0:
+        raise UserError(f"--min_age_h is {options.min_age_h}: give 0 or more hours")
+    orphans = find_orphans(options.url, min_age_h=options.min_age_h, now_s=time.time())
+    for info in orphans if options.dry_run else remove_orphans(options.url, orphans):
+        print(info.size, info.path, sep="\t")
+    total = f"{len(orphans)} files, {sum(info.size for info in orphans)} bytes"
+    print(f"{total} would be removed" if options.dry_run else f"{total} removed")
+    return 0
+
+
+_RUN: dict[str, Callable[[cli.Namespace], int]] = {
+    "ls": _ls,
+    "verify": _verify,
+    "digest": _digest,
+    "preview": _preview,
+    "card": _card,
+    "select": _select,
+    "dedup": _dedup,
+    "diff": _diff,
+    "gc": _gc,
+}
 
 
 if __name__ == "__main__":

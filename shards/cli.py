@@ -12,6 +12,7 @@ from shards.errors import UserError
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Namespace = jsonargparse.Namespace
+Parser = jsonargparse.ArgumentParser
 ConfigT = TypeVar("ConfigT")
 
 

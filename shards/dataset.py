@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from shards import storage, tar
 from shards.errors import UserError
-from shards.schema import Band, Version, sha256_hex
+from shards.schema import TABLES, Band, Version, sha256_hex
 
 _MAX_OPEN_FILES = 64
 
@@ -78,16 +78,48 @@ def read_table(url: str, version: Version, name: str, columns: Sequence[str] | N
     Raises:
         UserError: a file of the table is missing or is not the one that the version names.
     """
-    parts = []
+    parts = iter_table(url, version, name, columns, dictionary=("shard", "scene"))
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+def iter_table(
+    url: str, version: Version, name: str, columns: Sequence[str] | None = None, *, dictionary: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """Yield a table of a version file by file (at most 2 million rows each); each is checked by its sha256.
+
+    Costs the memory of one file's bytes and of the chosen columns. Chosen columns that `shards.schema` knows and
+    an older dataset lacks are null; with no choice the columns are those of the file.
+
+    Args:
+        url: the dataset.
+        version: which names the files.
+        name: samples, shards, scenes or rejects.
+        columns: which to read, in this order; all by default.
+        dictionary: string columns to read as codes into a dictionary, which is another one in each file.
+
+    Raises:
+        UserError: a file of the table is missing or is not the one that the version names.
+    """
     for file in version.tables[name]:
         file_url = storage.join(url, file.url)
         with storage.user_errors(file_url):
             data = storage.read_bytes(file_url)
         if sha256_hex(data) != file.sha256:
             raise UserError(f"{file_url} is damaged: its sha256 is not the one in version {version.version}")
-        dictionary = [column for column in ("shard", "scene") if columns is None or column in columns]
-        parts.append(pq.read_table(pa.BufferReader(data), columns=columns, read_dictionary=dictionary))
-    return pa.concat_tables(parts).unify_dictionaries()
+        names = pq.read_schema(pa.BufferReader(data)).names
+        coded = [column for column in dictionary if column in names]
+        yield _chosen_columns(pq.ParquetFile(pa.BufferReader(data), read_dictionary=coded), name, columns)
+
+
+def _chosen_columns(parquet: pq.ParquetFile, name: str, columns: Sequence[str] | None) -> pa.Table:
+    if columns is None:
+        return parquet.read()
+    there = [column for column in columns if column in parquet.schema_arrow.names]
+    table = parquet.read(columns=there)
+    for column in columns:
+        if column not in there:
+            table = table.append_column(column, pa.nulls(table.num_rows, TABLES[name].field(column).type))
+    return table.select(list(columns))
 
 
 class Dataset:

@@ -47,9 +47,14 @@ class Progress:
             self._printed_s = now
             print(self.line(), file=sys.stderr, flush=True)
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the work began, above 0."""
+        return max(time.monotonic() - self._begin_s, 1e-9)
+
     def line(self) -> str:
         """Return the line as it stands."""
-        elapsed_s = max(time.monotonic() - self._begin_s, 1e-9)
+        elapsed_s = self.elapsed_s
         rate = (self._done - self._start_done) / elapsed_s
         share = self._done / self._total if self._total else 1.0
         left = f", {duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""

@@ -51,12 +51,19 @@ SAMPLES = pa.schema(
         ("time", pa.timestamp("ms", tz="UTC")),  # acquisition
         ("sensor", pa.string()),
         ("label", pa.string()),
+        ("cell", pa.string()),  # cell of the split grid in which the centre lies; null: no place
+        ("split", pa.string()),  # train, val, test, or border: across cells of different splits
+        ("num_valid", pa.int32()),  # pixels with data
         ("valid_share", pa.float32()),  # share of pixels with data, 0..1
-        (
-            "contrast",
-            pa.float32(),
-        ),  # largest standard deviation of a band over valid pixels, share of the value range
-        ("clipped_share", pa.float32()),  # share of valid values that normalisation clipped
+        ("contrast", pa.float32()),  # largest standard deviation of a band over valid pixels, share of the value range
+        ("entropy", pa.float32()),  # largest of a band's 8-bit histogram over valid pixels, bits
+        ("black_share", pa.float32()),  # share of valid pixels with all bands at the low end of the range
+        ("saturated_share", pa.float32()),  # share of valid pixels with a band at the top of the range
+        ("clipped_share", pa.float32()),  # share of valid pixels in which normalisation clipped a band
+        ("cloud_share", pa.float32()),  # share of pixels that the quality band calls cloud or shadow; null: none
+        ("band_sums", _floats()),  # sum of the valid values, per band; exact for integer types
+        ("band_squares", _floats()),  # sum of their squares
+        ("dhash", pa.uint64()),  # difference hash of the brightness: near-duplicates differ in few bits
     ]
 )
 
@@ -69,29 +76,59 @@ SHARDS = pa.schema(
     ]
 )
 
+_FILE = pa.struct(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("band", pa.string()),  # what source_bands call it
+    ]
+)
+
+INVENTORY = pa.schema(
+    [
+        ("scene", pa.string()),  # id: 16 hex digits, a hash of the path
+        ("path", pa.string()),  # relative to the scenes' root, or a URL; of several files: their common name
+        ("size", pa.int64()),  # bytes, of all files together
+        ("etag", pa.string()),  # changes when the content may have
+        ("archive", pa.string()),  # the zip file that holds it, as a path like the above; null: none
+        ("files", pa.list_(pa.field("element", _FILE))),  # of a scene of several files; null: one file, `path`
+        ("label", pa.string()),
+        ("time", pa.timestamp("ms", tz="UTC")),
+        ("sensor", pa.string()),
+        ("acquisition", pa.string()),  # scenes with the same one are versions of each other; null: the only one
+        ("version", pa.string()),  # of the acquisition: the highest is kept
+        ("offset", pa.float64()),  # added to source values; null: as the recipe says
+        ("reason", pa.string()),  # code why it is left out; null: to be used
+        ("detail", pa.string()),
+    ]
+)
+"""Columns of the scenes table that are known before a scene is opened."""
+
 SCENES = pa.schema(
     [
-        ("scene", pa.string()),  # id: hash of the path
-        ("path", pa.string()),  # relative to the scenes' root
-        ("size", pa.int64()),  # bytes
-        ("etag", pa.string()),
+        *INVENTORY,
         ("state", pa.string()),  # "used" or "rejected"
-        ("reason", pa.string()),  # code; null when used
-        ("detail", pa.string()),
         ("num_tiles", pa.int32()),  # tiles in shards
-        ("num_dropped", pa.int32()),  # tiles left out by a filter, see rejects
+        ("num_dropped", pa.int32()),  # tiles left out, see rejects
         ("driver", pa.string()),  # null from here on where the scene could not be opened
-        ("width", pa.int32()),
+        ("width", pa.int32()),  # source pixels; of several files: of the finest
         ("height", pa.int32()),
         ("num_bands", pa.int32()),
         ("dtype", pa.string()),
-        ("crs", pa.string()),
-        ("transform", _floats(6)),
-        ("gsd_m", pa.float64()),
+        ("crs", pa.string()),  # of the source, authority code if there is one, else WKT
+        ("transform", _floats(6)),  # source pixel to CRS
+        ("gsd_m", pa.float64()),  # of the source
         ("nodata", pa.float64()),
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("label", pa.string()),
-        ("band_indexes", pa.list_(pa.field("element", pa.int32()))),  # 1-based, in the order of the dataset's bands
+        ("block_width", pa.int32()),  # pixels that are stored together
+        ("block_height", pa.int32()),
+        ("palette", pa.bool_()),  # colours come from a table in the file
+        ("factor", pa.int32()),  # source pixels per tile pixel along one axis; null: warped
+        ("grid_width", pa.int32()),  # pixels of the grid that tiles are cut from: after averaging or warping
+        ("grid_height", pa.int32()),
+        # From 1, in the order of the dataset's bands; then that of the cloud band, if there is one.
+        ("band_indexes", pa.list_(pa.field("element", pa.int32()))),
+        ("band_files", pa.list_(pa.field("element", pa.int32()))),  # row of `files` for each of them; null: one file
         ("low", _floats()),  # source value that became 0, per band; null: values as they are
         ("high", _floats()),  # source value that became the top of the range
     ]

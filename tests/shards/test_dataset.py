@@ -4,16 +4,18 @@ import json
 import pickle
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards import storage
-from shards.dataset import CorruptSampleError, open_dataset, read_table, read_version
+from shards.commit import encode_table
+from shards.dataset import CorruptSampleError, iter_table, open_dataset, read_table, read_version
 from shards.errors import UserError
 from shards.images import decode_image
-from shards.schema import Version
+from shards.schema import SAMPLES, TableFile, Version, sha256_hex
 
 
 @pytest.fixture
@@ -76,6 +78,29 @@ def test_a_damaged_table_is_a_clear_error(dataset_url):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=f"{path.name} is damaged"):
         open_dataset(dataset_url)
+
+
+def test_a_table_comes_file_by_file(dataset_url):
+    version = read_version(dataset_url)
+    whole = read_table(dataset_url, version, "samples").to_pylist()
+    twice = replace(version, tables={"samples": version.tables["samples"] * 2})
+    parts = list(iter_table(dataset_url, twice, "samples"))
+    assert [part.to_pylist() for part in parts] == [whole, whole]
+    assert parts[0].schema.equals(SAMPLES)
+    assert next(iter_table(dataset_url, version, "samples", ["size", "key"])).column_names == ["size", "key"]
+
+
+def test_columns_of_an_older_dataset_are_null(dataset_url):
+    version = read_version(dataset_url)
+    old = read_table(dataset_url, version, "samples").drop_columns(["entropy", "band_sums"])
+    data = encode_table(old)
+    Path(dataset_url, "tables/old.parquet").write_bytes(data)
+    file = TableFile(url="tables/old.parquet", sha256=sha256_hex(data), num_rows=old.num_rows)
+    older = replace(version, tables={"samples": (file,)})
+    table = next(iter_table(dataset_url, older, "samples", ["entropy", "key", "band_sums"]))
+    assert table.column_names == ["entropy", "key", "band_sums"]
+    assert table["entropy"].null_count == table["band_sums"].null_count == table.num_rows == 24
+    assert table["band_sums"].type == SAMPLES.field("band_sums").type
 
 
 def test_an_unknown_version_or_format_is_a_clear_error(dataset_url):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
-from shards.images import decode_image, encode_image
+from shards.images import decode_image, encode_image, interleave
 
 
 @given(st.sampled_from(["png", "webp"]), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.data())
@@ -47,3 +48,10 @@ def test_refuses_what_does_not_fit():
         encode_image(np.zeros((4, 4, 4), np.uint16), "jpeg")
     with pytest.raises(ValueError, match=r"cannot decode \.jpg"):
         decode_image("jpg", b"no image")
+
+
+@given(st.sampled_from(["uint8", "int16", "float32"]).flatmap(lambda dtype: npst.arrays(dtype, (2, 3, 4))))
+def test_interleave_transposes(strip):
+    tile = interleave(strip)
+    assert tile.flags.c_contiguous
+    assert np.array_equal(tile, strip.transpose(1, 2, 0))

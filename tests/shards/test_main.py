@@ -41,6 +41,37 @@ def test_preview_names_a_corrupt_sample_and_refuses_no_tiles(tmp_path, write_dat
     assert not Path(out).exists()
 
 
+def test_curation_diff_and_gc(tmp_path, write_dataset, run_stage):
+    url, out = write_dataset(str(tmp_path / "data")), str(tmp_path / "small")
+    told = run_stage("shards", "select", url, "--where", "key > 'sample-000011'", "--out", out, check=True).stdout
+    assert f"{out} version 1: 12 of 24 samples" in told
+    assert "all right" in run_stage("shards", "verify", out, check=True).stdout
+    told = run_stage("shards", "select", url, "--where", "x = 0", check=True).stdout
+    assert told == f"every sample of {url} version 1 stays: nothing is written\n"
+    told = run_stage("shards", "dedup", url, "--distance", "10", check=True).stdout
+    assert "0 duplicates, " in told
+    assert f"{url} version 2: " in told
+    result = run_stage("shards", "diff", url, url, "--version_a", "1", "--limit", "1")
+    assert result.returncode == 1
+    assert len([line for line in result.stdout.splitlines() if line.startswith("changed scene")]) == 1
+    assert run_stage("shards", "diff", url, url).returncode == 0
+    orphan = Path(url, "tables/orphan.parquet")
+    orphan.write_bytes(b"123")
+    told = run_stage("shards", "gc", url, "--dry_run", "--min_age_h", "0", check=True).stdout
+    assert told == "3\ttables/orphan.parquet\n1 files, 3 bytes would be removed\n"
+    assert "0 files" in run_stage("shards", "gc", url, check=True).stdout
+    assert orphan.exists()
+    assert "1 files, 3 bytes removed" in run_stage("shards", "gc", url, "--min_age_h", "0", check=True).stdout
+    assert not orphan.exists()
+
+
+def test_card(tmp_path, write_dataset, run_stage):
+    url = write_dataset(str(tmp_path / "data"))
+    out = tmp_path / "page.html"
+    assert run_stage("shards", "card", url, "--out", str(out), check=True).stdout == f"wrote {out}\n"
+    assert out.read_text().startswith("<!")
+
+
 def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
     for arguments in [
         ("digest", str(tmp_path)),
@@ -49,6 +80,13 @@ def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
         ("verify", "s3:/x"),
         ("ls", "x", "-z"),
         ("ls", ""),
+        ("select", str(tmp_path), "--where", "true"),
+        ("select", str(tmp_path)),
+        ("dedup", str(tmp_path), "--distance", "11"),
+        ("diff", str(tmp_path), str(tmp_path)),
+        ("diff", "x", "y", "--limit", "-1"),
+        ("gc", str(tmp_path)),
+        ("gc", str(tmp_path), "--min_age_h", "nan"),
     ]:
         result = run_stage("shards", *arguments)
         assert result.returncode == 2, result.stderr
