@@ -6,7 +6,7 @@ DEMO ?= demo
 MODELS ?= $(RUN) floor:random_init floor:image_stats
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ingest pretrain eval test check bench clean
+.PHONY: help setup demo ingest rebuild pretrain eval test check bench clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -36,6 +36,10 @@ ingest: $(VENV)/.ready ## SCENES=<folder or URL> OUT=<folder or URL> [CONFIG=F] 
 	$(call need,SCENES OUT)
 	@$(BIN)/python -m ingest --scenes "$(SCENES)" --out "$(OUT)" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
 
+rebuild: $(VENV)/.ready ## DATASET=<dataset> [OUT=…] [ARGS=…]: build it again from its own record, and prove the digest equal
+	$(call need,DATASET)
+	@$(BIN)/python -m ingest --rebuild "$(DATASET)" --out "$(or $(OUT),$(DATASET:/=)-rebuilt)" $(ARGS)
+
 pretrain: $(VENV)/.ready ## DATA=<dataset> RUN=<folder or URL> [CONFIG=F] [ARGS=…]: dataset → backbone
 	$(call need,DATA RUN)
 	@$(BIN)/python -m pretrain --data "$(DATA)" --run "$(RUN)" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
@@ -46,6 +50,9 @@ eval: $(VENV)/.ready ## RUN=<run> DATA=name=<class folder> [OUT=…] [MODELS=…
 
 test: $(VENV)/.ready-dev ## The whole test-suite, with coverage
 	@$(BIN)/python -m pytest --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term $(ARGS)
+
+prove: $(VENV)/.ready-dev ## The tests that take minutes: more faults, more kills
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: $(VENV)/.ready-dev ## Lint, format and types
 	@$(BIN)/ruff check .

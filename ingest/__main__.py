@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from ingest.config import IngestConfig
 from shards import cli
 
 if TYPE_CHECKING:
-    from ingest.run import Outcome
+    from ingest.run import IncompleteError, Outcome
 
 _DESCRIPTION = """Turn a folder or bucket of GeoTIFF, COG, JP2, PNG and JPEG scenes into a dataset of WebDataset shards.
 The same scenes and options give the same bytes, whatever the number of workers.
 `python -m ingest sample --out FOLDER` makes sample scenes and labelled chips to try everything with."""
+
+_SHOWN_FAILURES = 20
 
 
 def main(argv: list[str]) -> int:
     """Run ingest; see `exit_with` for the exit codes."""
     if argv[:1] == ["sample"]:
         return _sample(argv[1:])
+    if any(item == "--rebuild" or item.startswith("--rebuild=") for item in argv):
+        return _rebuild(argv)
     config = cli.parse_config("ingest", _DESCRIPTION, IngestConfig, argv)
-    from ingest.run import ingest
+    from ingest.run import IncompleteError, ingest
 
-    _report(ingest(config))
+    try:
+        outcome = ingest(config)
+    except IncompleteError as error:
+        return _incomplete(error)
+    _report(outcome)
     return 0
+
+
+def _incomplete(error: IncompleteError) -> int:
+    for line in error.lines[:_SHOWN_FAILURES]:
+        print(f"failed: {line}", file=sys.stderr)
+    if len(error.lines) > _SHOWN_FAILURES:
+        print(f"failed: {len(error.lines) - _SHOWN_FAILURES} more, see ingest.jsonl", file=sys.stderr)
+    print(f"ingest: {error}", file=sys.stderr)
+    return 1
+
+
+def _rebuild(argv: list[str]) -> int:
+    parser = cli.make_parser(
+        "ingest", "Build a dataset again from its own record, and compare: exit 0 if the digests are equal, 1 if not."
+    )
+    parser.add_argument("--rebuild", type=str, required=True, help="the dataset: a folder or bucket URL")
+    parser.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
+    parser.add_argument("--out", type=str, required=True, help="folder or bucket URL to build into")
+    parser.add_argument("--scenes", type=str, default="", help="where the scenes lie now, if they were moved")
+    parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core")
+    parser.add_argument("--address", type=str, default="", help="an existing Ray cluster to run on")
+    options = cli.parse(parser, argv)
+    from ingest.rebuild import rebuild
+    from ingest.run import IncompleteError
+
+    try:
+        result = rebuild(
+            options.rebuild, options.version, options.out, options.scenes, options.workers, options.address
+        )
+    except IncompleteError as error:
+        return _incomplete(error)
+    for line in result.lines:
+        print(line)
+    print(f"{options.rebuild} version {result.original.version}  digest {result.original.digest}")
+    print(f"{options.out} version {result.rebuilt.version}  digest {result.rebuilt.digest}")
+    print("equal: the rebuilt dataset has the same content" if result.equal else "NOT equal, see above")
+    return 0 if result.equal else 1
 
 
 def _sample(argv: list[str]) -> int:
@@ -63,7 +109,10 @@ def _report(outcome: Outcome) -> None:
         f"{version.num_bytes / 1e6:.1f} MB"
     )
     print(f"bands (mean ± std): {bands}")
+    if outcome.gone:
+        print(f"{outcome.gone} scenes are no longer where they were; their tiles stay (leave them out: shards select)")
     print(f"digest: {version.digest}")
+    print(f"card: {outcome.url.rstrip('/')}/card.html   log: {outcome.url.rstrip('/')}/ingest.jsonl")
     print(f"next: make pretrain DATA={outcome.url} RUN=<folder or URL>")
 
 

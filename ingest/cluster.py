@@ -3,10 +3,14 @@
 Ray gets a path and a number per task and gives back a few hundred bytes; pixels never pass its object store.
 """
 
+import itertools
 import os
+import random
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shards.errors import UserError
@@ -15,8 +19,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
-_QUEUED_PER_WORKER = 3
-_ATTEMPTS = 3
+_CORES_INTERVAL_S = 10.0
+_LONGEST_PAUSE_S = 30.0
 
 Result = TypeVar("Result")
 
@@ -29,7 +33,8 @@ def cluster(address: str, workers: int) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+            hint = "" if os.environ.get("RAY_AUTH_MODE") else " (does it want a token? then set RAY_AUTH_MODE=token)"
+            raise UserError(f"no Ray cluster answers at {address}: {error}{hint}") from error
     else:
         ray.init(
             address="local",  # also where RAY_ADDRESS names a cluster
@@ -55,28 +60,135 @@ def _require_answer(address: str) -> None:
             raise UserError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def run_tasks(
-    task: Callable[..., Result], calls: list[tuple[Any, ...]], progress: Callable[[int, Result], None]
-) -> list[Result]:
-    """Run task(*call) on the cluster for each call; return the results in the order of the calls.
+@dataclass(frozen=True)
+class Failure:
+    """A task that the run goes on without."""
 
-    A dead worker or an I/O error is retried; any other error stops the work and is raised as it is.
+    place: int
+    """Of the call in the list of calls."""
+    message: str
+
+
+@dataclass
+class _Task:
+    place: int
+    tried: int = 0
+    begun_s: float = 0.0
+    """When it was among the first that the cluster has cores for."""
+    due_s: float = 0.0
+    """Not before this moment."""
+
+
+class _Lost(OSError):
+    """A worker died, or a task was stopped at its deadline."""
+
+
+def run_tasks(
+    task: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    done: Callable[[int, Result], None],
+    *,
+    attempts: int,
+    deadline_s: float,
+    fatal: tuple[type[Exception], ...] = (UserError,),
+) -> list[Failure]:
+    """Run task(*call) on the cluster for each call; return the failures, empty if all went well.
+
+    A dead worker, an OSError and a passed deadline are tried again, later and later, up to `attempts` in all; what
+    fails for good does not stop the others. Attempts are counted here, since Ray retries some deaths for ever.
+
+    Args:
+        task: a function that may run twice without harm.
+        calls: its arguments, small.
+        done: called with (place, result) in the order in which tasks finish.
+        attempts: at least 1.
+        deadline_s: of one attempt.
+        fatal: errors that stop the whole work and are raised as they are.
     """
-    remote = ray.remote(num_cpus=1, max_retries=_ATTEMPTS, retry_exceptions=[OSError])(task)
-    window = _QUEUED_PER_WORKER * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    results: dict[int, Result] = {}
-    running: dict[Any, int] = {}
-    waiting = iter(enumerate(calls))
-    while len(results) < len(calls):
-        while len(running) < window and (following := next(waiting, None)):
-            place, call = following
-            running[remote.remote(*call)] = place
-        done, _ = ray.wait(list(running), timeout=1.0)
-        for reference in done:
-            place = running.pop(reference)
-            try:
-                results[place] = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            progress(len(results), results[place])
-    return [results[place] for place in range(len(calls))]
+    return _Runner(task, calls, done, attempts, deadline_s, fatal).run()
+
+
+class _Runner:
+    def __init__(
+        self,
+        task: Callable[..., Result],
+        calls: Sequence[tuple[Any, ...]],
+        done: Callable[[int, Result], None],
+        attempts: int,
+        deadline_s: float,
+        fatal: tuple[type[Exception], ...],
+    ) -> None:
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(task)
+        self._calls, self._done, self._fatal = calls, done, fatal
+        self._attempts, self._deadline_s = attempts, deadline_s
+        self._waiting = iter(range(len(calls)))
+        self._again: list[_Task] = []
+        self._running: dict[Any, _Task] = {}
+        self._failures: list[Failure] = []
+        self._cores, self._cores_asked_s = 1, -_CORES_INTERVAL_S
+
+    def run(self) -> list[Failure]:
+        try:
+            while self._submit() or self._again:
+                # Tasks that wait for their next attempt are looked at every second.
+                ready, _ = ray.wait(list(self._running), timeout=1.0) if self._running else ([], [])
+                if not self._running:
+                    time.sleep(0.2)
+                for reference in ready:
+                    self._finish(reference, self._running.pop(reference))
+                self._stop_late()
+        except BaseException:
+            for reference in self._running:
+                ray.cancel(reference, force=True)
+            raise
+        return sorted(self._failures, key=lambda failure: failure.place)
+
+    def _submit(self) -> bool:
+        """Keep each core busy and one task queued for it; return whether anything runs."""
+        now_s = time.monotonic()
+        if now_s - self._cores_asked_s >= _CORES_INTERVAL_S:
+            self._cores, self._cores_asked_s = max(1, int(ray.cluster_resources().get("CPU", 1))), now_s
+        while len(self._running) < 2 * self._cores and (task := self._next(now_s)):
+            task.tried += 1
+            task.begun_s = 0.0
+            self._running[self._remote.remote(*self._calls[task.place])] = task
+        for task in itertools.islice(self._running.values(), self._cores):
+            task.begun_s = task.begun_s or now_s
+        return bool(self._running)
+
+    def _next(self, now_s: float) -> _Task | None:
+        for task in self._again:
+            if task.due_s <= now_s:
+                self._again.remove(task)
+                return task
+        place = next(self._waiting, None)
+        return None if place is None else _Task(place)
+
+    def _finish(self, reference: Any, task: _Task) -> None:
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            self._failed(task, error.cause if isinstance(error.cause, Exception) else error)
+        except ray.exceptions.RayError as error:  # a worker that died, ran out of memory, or was stopped
+            self._failed(task, _Lost(f"the worker was lost ({type(error).__name__})"))
+        else:
+            self._done(task.place, result)
+
+    def _failed(self, task: _Task, error: Exception) -> None:
+        if isinstance(error, self._fatal):
+            raise error
+        if isinstance(error, OSError) and task.tried < self._attempts:
+            task.due_s = time.monotonic() + min(_LONGEST_PAUSE_S, 2 ** (task.tried - 1)) * (0.5 + random.random())
+            self._again.append(task)
+            return
+        told = " ".join(str(error).split()) or type(error).__name__
+        tried = f" (tried {task.tried} times)" if task.tried > 1 else ""
+        self._failures.append(Failure(task.place, f"{told[-500:]}{tried}"))
+
+    def _stop_late(self) -> None:
+        now_s = time.monotonic()
+        for reference, task in list(self._running.items()):
+            if task.begun_s and now_s - task.begun_s > self._deadline_s:
+                del self._running[reference]
+                ray.cancel(reference, force=True)
+                self._failed(task, _Lost(f"not done after {self._deadline_s:.0f} s"))

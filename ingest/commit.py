@@ -1,110 +1,260 @@
-"""From packed groups to a version: settle what became of each scene, write the tables, make it visible."""
+"""From packed groups to a version: settle what became of each scene, write the tables, make it visible.
+
+A later version is the one before, minus the tiles of scenes that changed, plus the new groups; its old shards and the
+table files that lose no row stay as they are. Tables are read file by file and group by group, four times (equal
+tiles, tally and band figures, rows, digest). Memory: one table file, 40 bytes per sample for the digest and equal
+tiles, and what a `SceneTally` holds.
+"""
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.config import Recipe
 from ingest.pack import group_url
-from ingest.plan import recipe_values
 from ingest.reasons import REMEDIES
-from ingest.toolchain import toolchain
 from shards import storage
 from shards.commit import commit_version, write_table
+from shards.dataset import iter_table, read_table
 from shards.digest import content_digest
 from shards.errors import UserError
-from shards.schema import REJECTS, SCENES, SHARDS, Band, Version
+from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, TableFile, Version
+from shards.settle import BandSums, SceneTally, exact_duplicates
+
+Marker = dict[str, Any]
 
 
-def commit(out: str, root: str, recipe: Recipe, plan: str, scenes: pa.Table, markers: list[dict[str, Any]]) -> Version:
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """All that a version is made of."""
+
+    out: str
+    number: int
+    """Of the version to make."""
+    recipe: Recipe
+    record: dict[str, Any]
+    probes: Sequence[str]
+    """URLs of the tables of probed scenes that are new or changed."""
+    fresh: pa.Array
+    """Ids of these scenes: rows of `probes` with other ids, and rows of the parent with these ids, do not count."""
+    markers: Sequence[Marker]
+    parent: Version | None
+    """The version to build upon."""
+
+    def scenes(self) -> Iterator[pa.Table]:
+        """Yield all scenes: those of the parent, then the fresh ones."""
+        if self.parent:
+            for table in iter_table(self.out, self.parent, "scenes", SCENES.names):
+                yield _without(table, self.fresh).cast(SCENES)
+        for url in self.probes:
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+            yield table.filter(pc.is_in(table["scene"], value_set=self.fresh)).cast(SCENES)
+
+    def group_tables(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the samples or rejects of the new groups."""
+        for marker in self.markers:
+            data = storage.read_bytes(group_url(self.out, marker["group"], f"-{name}.parquet"))
+            yield pq.read_table(pa.BufferReader(data), columns=list(columns))
+
+    def old_tables(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the samples or rejects of the parent, without those of fresh scenes."""
+        if self.parent:
+            wanted = list(dict.fromkeys(["scene", *columns]))
+            for table in iter_table(self.out, self.parent, name, wanted):
+                yield _without(table, self.fresh).select(list(columns))
+
+
+class _Again:
+    """An iterable that makes its iterator anew each time."""
+
+    def __init__(self, make: Callable[[], Iterator[pa.Table]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return self._make()
+
+
+def _without(table: pa.Table, scenes: pa.Array) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["scene"], value_set=scenes)))
+
+
+def commit(packed: Packed) -> Version:
     """Write the tables and the version of a packed plan.
 
-    Args:
-        out: the dataset.
-        root: the scenes' root, for the record.
-        recipe: the plan's recipe.
-        plan: id of the plan.
-        scenes: all probed scenes.
-        markers: of all groups, in order.
-
     Raises:
-        UserError: no tile is left; then nothing of the plan stays.
+        UserError: no tile is left (nothing is written), or somebody else committed a version meanwhile.
     """
-    samples = [_group_table(out, plan, marker, "samples") for marker in markers]
-    tile_rejects = [_group_table(out, plan, marker, "rejects") for marker in markers]
-    final, scene_rejects = settle_scenes(scenes, samples, tile_rejects)
-    if not any(table.num_rows for table in samples):
-        reasons = Counter(code for table in tile_rejects for code in table["reason"].to_pylist()).most_common(3)
-        told = "; ".join(f"{count} tiles {code} ({REMEDIES[code]})" for code, count in reasons)
-        storage.remove_folder(storage.join(out, "plans", plan))
-        storage.remove_empty_folder(storage.join(out, "plans"))
-        storage.remove_empty_folder(out)
-        raise UserError(f"no tile of {root} is left: {told}")
-    shards = pa.Table.from_pylist([shard for marker in markers for shard in marker["shards"]], schema=SHARDS)
-    version = Version(
-        version=1,
-        digest=content_digest(recipe.bands, recipe.dtype, samples, [final]),
-        bands=_band_figures(recipe, markers),
-        dtype=recipe.dtype,
-        tile_px=recipe.tile_px,
-        num_samples=sum(table.num_rows for table in samples),
-        num_shards=shards.num_rows,
-        num_scenes=final.num_rows,
-        num_rejected=final["state"].to_pylist().count("rejected"),
-        num_bytes=pc.sum(shards["size"]).as_py(),
-        tables={
-            "samples": write_table(out, "samples", samples),
-            "shards": write_table(out, "shards", [shards]),
-            "scenes": write_table(out, "scenes", [final]),
-            "rejects": write_table(out, "rejects", [scene_rejects, *tile_rejects]),
-        },
-        record={
-            "scenes": root,
-            "recipe": recipe_values(recipe),
-            "plan": plan,
-            "toolchain": toolchain(),
-        },
-    )
-    commit_version(out, version)
+    doubles = _doubles(packed)
+    kept = _Kept(packed, doubles)
+    tally = SceneTally(table["scene"] for table in packed.scenes())
+    bands = BandSums(packed.recipe.bands)
+    shards: set[str] = set()
+    num_samples = 0
+    for table in kept.tables(["scene", "shard", "num_valid", "band_sums", "band_squares"]):
+        tally.add_samples(table)
+        bands.add(table)
+        shards.update(pc.unique(table["shard"]).to_pylist())
+        num_samples += table.num_rows
+    if not num_samples:
+        raise UserError(f"no tile of {packed.record['scenes']} is left: {_told(packed)}")
+    for table in _tile_rejects(packed, doubles):
+        tally.add_rejects(table)
+    version = _write(packed, kept, doubles, tally, shards)
+    figures = bands.figures() or (packed.parent.bands if packed.parent else None)
+    assert figures is not None
+    version = replace(version, bands=figures, num_samples=num_samples)
+    commit_version(packed.out, version)
     return version
 
 
-def _group_table(out: str, plan: str, marker: dict[str, Any], name: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(group_url(out, plan, marker["group"], f"-{name}.parquet"))))
+def _doubles(packed: Packed) -> pa.Table:
+    """Return the tiles to leave out because another has the same bytes: columns key, kept."""
+    if not packed.recipe.drop_duplicates:
+        return pa.table({"key": pa.array([], pa.string()), "kept": pa.array([], pa.string())})
+    columns = ["key", "member_sha256"]
+
+    def tables() -> Iterator[pa.Table]:
+        yield from packed.old_tables("samples", columns)
+        yield from packed.group_tables("samples", columns)
+
+    return exact_duplicates(_Again(tables))
 
 
-def settle_scenes(scenes: pa.Table, samples: list[pa.Table], tile_rejects: list[pa.Table]) -> tuple[pa.Table, pa.Table]:
-    """Give every scene its end state from what became of its tiles; return the scenes and their rejects."""
-    tiles = Counter(name for table in samples for name in table["scene"].to_pylist())
-    dropped = Counter(name for table in tile_rejects for name in table["scene"].to_pylist())
-    reasons: dict[str, Counter[str]] = {}
-    for table in tile_rejects:
-        for name, code in zip(table["scene"].to_pylist(), table["reason"].to_pylist(), strict=True):
-            reasons.setdefault(name, Counter())[code] += 1
-    rows = []
-    for scene in scenes.to_pylist():
-        name = scene["scene"]
-        row = scene | {"num_tiles": tiles[name], "num_dropped": dropped[name]}
-        if row["reason"] is None and not tiles[name]:
-            told = ", ".join(f"{count} {code}" for code, count in sorted(reasons[name].items()))
-            row |= {"state": "rejected", "reason": "no_tiles_left", "detail": told}
-        rows.append(row)
-    final = pa.Table.from_pylist(rows, schema=SCENES)
-    whole = final.filter(pc.equal(final["state"], "rejected"))
-    nulls = pa.nulls(whole.num_rows, pa.int32())
-    columns = [whole["scene"], whole["path"], nulls, nulls, whole["reason"], whole["detail"]]
-    return final, pa.table(columns, schema=REJECTS)
+class _Kept:
+    """The samples of the new version, as often as asked."""
+
+    def __init__(self, packed: Packed, doubles: pa.Table) -> None:
+        self._packed, self._doubles = packed, doubles["key"].combine_chunks()
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        wanted = list(dict.fromkeys(["key", *columns]))
+        for table in self._packed.old_tables("samples", wanted):
+            yield self._left(table).select(list(columns))
+        yield from self.new(columns)
+
+    def new(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        wanted = list(dict.fromkeys(["key", *columns]))
+        for table in self._packed.group_tables("samples", wanted):
+            yield self._left(table).select(list(columns))
+
+    def _left(self, table: pa.Table) -> pa.Table:
+        return table.filter(pc.invert(pc.is_in(table["key"], value_set=self._doubles)))
+
+    def write(self) -> tuple[TableFile, ...]:
+        """Write the samples; files of the parent that lose no row stay."""
+        packed = self._packed
+        stay: list[TableFile] = []
+        shortened: list[pa.Table] = []
+        if packed.parent:
+            for file in packed.parent.tables["samples"]:
+                one = replace(packed.parent, tables={**packed.parent.tables, "samples": (file,)})
+                (table,) = iter_table(packed.out, one, "samples", SAMPLES.names)
+                left = self._left(_without(table, packed.fresh))
+                if left.num_rows == table.num_rows:
+                    stay.append(file)
+                else:
+                    shortened.append(left.cast(SAMPLES))
+        added = write_table(packed.out, "samples", _chain(shortened, self.new(SAMPLES.names)))
+        return (*stay, *(file for file in added if file.num_rows or not stay))
 
 
-def _band_figures(recipe: Recipe, markers: list[dict[str, Any]]) -> tuple[Band, ...]:
-    filled = [marker for marker in markers if marker["num_valid"]]
-    count = sum(marker["num_valid"] for marker in filled)
-    bands = []
-    for place, name in enumerate(recipe.bands):
-        mean = sum(marker["sums"][place] for marker in filled) / count
-        square = sum(marker["squares"][place] for marker in filled) / count
-        bands.append(Band(name=name, mean=round(mean, 6), std=round(max(square - mean**2, 0.0) ** 0.5, 6)))
-    return tuple(bands)
+def _chain(*parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    for part in parts:
+        yield from part
+
+
+def _tile_rejects(packed: Packed, doubles: pa.Table) -> Iterator[pa.Table]:
+    for table in packed.old_tables("rejects", REJECTS.names):
+        yield table.filter(pc.is_valid(table["x"])).cast(REJECTS)
+    yield from packed.group_tables("rejects", REJECTS.names)
+    if doubles.num_rows:
+        yield _duplicate_rejects(packed, doubles)
+
+
+def _duplicate_rejects(packed: Packed, doubles: pa.Table) -> pa.Table:
+    """Return one reject per double, naming the tile that is kept."""
+    columns = ["key", "scene", "x", "y"]
+    keys = doubles["key"].combine_chunks()
+    parts = [SAMPLES.empty_table().select(columns)]
+    parts += [
+        table.filter(pc.is_in(table["key"], value_set=keys))
+        for table in _chain(packed.old_tables("samples", columns), packed.group_tables("samples", columns))
+    ]
+    tiles = pa.concat_tables(parts).join(doubles, "key").sort_by("key")
+    paths = [pa.table({"scene": pa.array([], pa.string()), "path": pa.array([], pa.string())})]
+    named = pc.unique(tiles["scene"])
+    paths += [
+        table.select(["scene", "path"]).filter(pc.is_in(table["scene"], value_set=named)) for table in packed.scenes()
+    ]
+    tiles = tiles.join(pa.concat_tables(paths), "scene").sort_by("key")
+    reason = pa.array(["duplicate"] * tiles.num_rows, pa.string())
+    columns_ = [tiles["scene"], tiles["path"], tiles["x"], tiles["y"], reason, tiles["kept"]]
+    return pa.table(columns_, names=REJECTS.names).cast(REJECTS)
+
+
+def _write(packed: Packed, kept: _Kept, doubles: pa.Table, tally: SceneTally, used: set[str]) -> Version:
+    whole: list[pa.Table] = []
+
+    def settled() -> Iterator[pa.Table]:
+        for table in packed.scenes():
+            final, rejects = tally.settle(table)
+            whole.append(rejects)
+            yield final
+
+    scenes = write_table(packed.out, "scenes", settled())
+    samples = kept.write()
+    shards = _shards(packed, used)
+    version = Version(
+        version=packed.number,
+        digest="",
+        bands=(),
+        dtype=packed.recipe.dtype,
+        tile_px=packed.recipe.tile_px,
+        num_samples=0,
+        num_shards=shards.num_rows,
+        num_scenes=sum(file.num_rows for file in scenes),
+        num_rejected=sum(table.num_rows for table in whole),
+        num_bytes=pc.sum(shards["size"]).as_py(),
+        tables={
+            "samples": samples,
+            "shards": write_table(packed.out, "shards", [shards]),
+            "scenes": scenes,
+            "rejects": write_table(packed.out, "rejects", _chain(whole, _tile_rejects(packed, doubles))),
+        },
+        record=packed.record,
+    )
+    written = iter_table(packed.out, version, "scenes", ["scene", "path", "state", "reason", "num_tiles"])
+    columns = ["key", "member", "member_sha256", "json_sha256"]
+    digest = content_digest(packed.recipe.bands, packed.recipe.dtype, kept.tables(columns), written)
+    return replace(version, digest=digest)
+
+
+def _shards(packed: Packed, used: set[str]) -> pa.Table:
+    parts = [pa.Table.from_pylist([s for marker in packed.markers for s in marker["shards"]], schema=SHARDS)]
+    if packed.parent:
+        parts.insert(0, read_table(packed.out, packed.parent, "shards", SHARDS.names).cast(SHARDS))
+    table = pa.concat_tables(parts)
+    table = table.filter(pc.is_in(table["shard"], value_set=pa.array(sorted(used), pa.string())))
+    # Two groups of equal tiles make one shard.
+    first = (
+        table.append_column("row", pa.array(np.arange(table.num_rows))).group_by("shard").aggregate([("row", "min")])
+    )
+    return table.take(pc.take(first["row_min"], pc.sort_indices(first["row_min"])))
+
+
+def _told(packed: Packed) -> str:
+    reasons: Counter[str] = Counter()
+    for table in packed.group_tables("rejects", ["reason"]):
+        reasons.update(dict(zip(*_counts(table["reason"]), strict=True)))
+    return "; ".join(f"{count} tiles {code} ({REMEDIES[code]})" for code, count in reasons.most_common(3))
+
+
+def _counts(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    found = pc.value_counts(column)
+    return found.field("values").to_pylist(), found.field("counts").to_pylist()

@@ -1,9 +1,14 @@
 """What a dataset is made of and how; all of `Recipe` decides bytes, the rest of `IngestConfig` does not."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 RGB = ("red", "green", "blue")
+PATTERN_GROUPS = ("scene", "band", "time", "acquisition", "version", "sensor", "label")
+"""Named groups that `file_pattern` may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +25,18 @@ class Recipe:
     """What happens where the grid leaves the scene: shift the last tile inwards, drop it, or pad it with nodata."""
     bands: tuple[str, ...] = RGB
     """Names of the dataset's bands, in order."""
-    source_bands: tuple[int, ...] = ()
-    """Which band of a scene (from 1) supplies each name; empty: found by description, colour or position."""
+    source_bands: tuple[int | str, ...] = ()
+    """What supplies each band: a number (from 1), a band's description, or with file_pattern a file's `band`.
+
+    Empty: found by description, colour or position.
+    """
+    file_pattern: str = ""
+    """Regular expression (RE2) that finds out about a file from its path; empty: every file is a scene.
+
+    Named groups, all optional: scene (files with equal text make one scene of several files), band (names a file in
+    source_bands), time (YYYYMMDD, with or without THHMMSS), acquisition and version (of one acquisition the highest
+    version is kept), sensor, label. Files that do not match are left out as pattern_mismatch.
+    """
     replicate_grey: bool = False
     """Let a one-band scene supply all bands."""
     normalisation: Literal["auto", "none", "linear", "percentile", "keep"] = "auto"
@@ -32,19 +47,55 @@ class Recipe:
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
     """Type of the tiles; other than uint8 only with normalisation keep, which takes scenes of this type alone."""
     low: float = 0.0
-    """Of linear: the source value, after the offset, that becomes 0."""
+    """Of linear: the value, after offset and scale, that becomes 0."""
     high: float = 10000.0
-    """Of linear: the source value, after the offset, that becomes 255."""
+    """Of linear: the value, after offset and scale, that becomes 255."""
     offset: float = 0.0
-    """Of linear: added to source values first (Sentinel-2 from baseline 04.00 on: -1000)."""
+    """Added to source values first (Sentinel-2 from baseline 04.00 on: -1000); with keep the type's range clips.
+
+    A pixel without data stays without data. A list or STAC item that names an offset of its own wins.
+    """
+    offset_pattern: str = ""
+    """Regular expression: the offset is for scenes alone whose path it finds; empty: for all."""
+    scale: float = 1.0
+    """Of linear: the sum of value and offset is multiplied by it (Landsat C2 surface reflectance: 0.0000275)."""
     percentiles: tuple[float, float] = (1.0, 99.0)
     """Of percentile: the shares, in percent, that become 0 and 255."""
+    target_gsd_m: float = 0.0
+    """Average n × n source pixels, n the whole number that comes nearest to this distance, metres; 0: as they are.
+
+    With warp_crs: the pixel size of the new grid.
+    """
+    warp_crs: str = ""
+    """Resample tiles to this CRS (EPSG:3857, …; utm: each scene's own zone), bilinear; empty: the native grid."""
     zero_is_nodata: bool = True
     """A pixel that is 0 in all bands has no data, also where the scene does not say so (undeclared black collars)."""
     min_valid_share: float = 0.75
     """Tiles with a smaller share of pixels with data are left out (0…1)."""
     min_contrast: float = 0.004
     """Tiles whose bands all vary less than this share of the value range (standard deviation) are left out."""
+    min_entropy: float = 0.0
+    """Tiles whose bands all have less entropy than this (bits of their 8-bit histogram, 0…8) are left out."""
+    max_black_share: float = 1.0
+    """Tiles with a larger share of valid pixels whose bands are all at the low end of the range are left out (0…1)."""
+    max_saturated_share: float = 1.0
+    """Tiles with a larger share of valid pixels with a band at the top of the range are left out (0…1)."""
+    cloud_band: int | str = ""
+    """The quality band that tells clouds, named as in source_bands; empty: none."""
+    cloud_values: tuple[int, ...] = ()
+    """Values of the cloud band that mean cloud or shadow (Sentinel-2 SCL: 3, 8, 9, 10)."""
+    cloud_bits: tuple[int, ...] = ()
+    """Bits of the cloud band, from 0, of which any means cloud or shadow (Landsat QA_PIXEL: 1, 2, 3, 4)."""
+    max_cloud_share: float = 1.0
+    """Tiles with a larger share of cloudy pixels are left out (0…1)."""
+    drop_duplicates: bool = True
+    """Of tiles with equal pixels in the whole dataset keep one, the one with the smallest key."""
+    val_share: float = 0.0
+    """Share of the ground (cells of split_cell_km) whose tiles are marked `val` in the column split (0…1)."""
+    test_share: float = 0.0
+    """Likewise `test`. Tiles that lie across cells of different splits are marked `border`."""
+    split_cell_km: float = 20.0
+    """Side of the cells that are dealt out to train, val and test, kilometres; without a place: by scene."""
     encoding: Literal["auto", "jpeg", "png", "webp", "npy"] = "auto"
     """Of tiles; auto: jpeg for uint8 with 1 or 3 bands, npy for the rest."""
     jpeg_quality: int = 95
@@ -71,23 +122,84 @@ class Recipe:
             ("low", -1e30, 1e30),
             ("high", -1e30, 1e30),
             ("offset", -1e30, 1e30),
+            ("scale", 1e-30, 1e30),
+            ("target_gsd_m", 0, 1e6),
+            ("min_entropy", 0, 8),
+            ("max_black_share", 0, 1),
+            ("max_saturated_share", 0, 1),
+            ("max_cloud_share", 0, 1),
+            ("val_share", 0, 1),
+            ("test_share", 0, 1),
+            ("split_cell_km", 0.1, 5000),
         ]:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose a value from {low} to {high}")
         if not self.bands or len(set(self.bands)) != len(self.bands):
             raise ValueError(f"bands are {list(self.bands)}: name at least one, none twice")
-        if self.source_bands and (len(self.source_bands) != len(self.bands) or min(self.source_bands) < 1):
+        if self.source_bands and (
+            len(self.source_bands) != len(self.bands) or any(band in ("", 0) for band in self.source_bands)
+        ):
             raise ValueError(
-                f"source_bands {list(self.source_bands)} do not give one number from 1 for each of {list(self.bands)}"
+                f"source_bands {list(self.source_bands)} do not give one number from 1 or name for each of "
+                f"{list(self.bands)}"
             )
+        _require_patterns(self)
         if self.dtype != "uint8" and self.normalisation != "keep":
             raise ValueError(f"dtype {self.dtype} needs normalisation keep: {self.normalisation} makes uint8")
         if not self.low < self.high:
             raise ValueError(f"low {self.low} is not below high {self.high}")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(f"percentiles {self.percentiles} are not ascending within 0…100")
+        if self.val_share + self.test_share > 1:
+            raise ValueError(f"val_share {self.val_share} and test_share {self.test_share} are more than the whole")
+        if self.warp_crs and not self.target_gsd_m:
+            raise ValueError(f"warp_crs {self.warp_crs} needs the new grid's pixel size: give target_gsd_m")
+        if bool(self.cloud_band) != bool(self.cloud_values or self.cloud_bits):
+            raise ValueError("cloud_band needs cloud_values or cloud_bits, and they need it")
+        if any(not 0 <= bit < 64 for bit in self.cloud_bits):
+            raise ValueError(f"cloud_bits are {list(self.cloud_bits)}: count from 0 to 63")
+        if self.max_cloud_share < 1 and not self.cloud_band:
+            raise ValueError(f"max_cloud_share {self.max_cloud_share} needs a cloud_band")
         if self.encoding in ("jpeg", "png", "webp") and (self.dtype != "uint8" or len(self.bands) not in (1, 3)):
             raise ValueError(f"encoding {self.encoding} holds 1 or 3 bands of uint8: choose npy or auto")
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's fields (not those of a whole ingest configuration) as JSON holds them."""
+    return {field.name: _plain(getattr(recipe, field.name)) for field in fields(Recipe)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """Return the recipe as canonical JSON text: sorted keys, no spaces."""
+    return json.dumps(recipe_values(recipe), sort_keys=True, separators=(",", ":"))
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that `recipe_values` described; options that it does not name have their defaults.
+
+    Raises:
+        ValueError: an option that this version does not know, or a value that it refuses.
+    """
+    unknown = sorted(values.keys() - {field.name for field in fields(Recipe)})
+    if unknown:
+        raise ValueError(f"unknown options {', '.join(unknown)}: made by another version of ingest")
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Recipe(**chosen)
+
+
+def _require_patterns(recipe: Recipe) -> None:
+    for name in ("file_pattern", "offset_pattern"):
+        try:
+            found = re.compile(getattr(recipe, name)).groupindex
+        except re.error as error:
+            raise ValueError(f"{name} {getattr(recipe, name)!r} is no regular expression: {error}") from error
+        unknown = set(found) - set(PATTERN_GROUPS)
+        if unknown:
+            raise ValueError(f"{name} has a group {sorted(unknown)[0]}: known are {', '.join(PATTERN_GROUPS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +207,35 @@ class IngestConfig(Recipe):
     """One ingest run."""
 
     scenes: str
-    """Folder or bucket URL with the scenes, searched recursively."""
+    """Folder or bucket URL with the scenes, searched recursively (zip files are folders); or a list of them.
+
+    A list: a .csv or .parquet file with a column url or path (and label, time, sensor, acquisition, version, offset
+    if known), a STAC ItemCollection or catalogue (.json), or stac-geoparquet (.parquet).
+    """
     out: str
     """Folder or bucket URL of the dataset to make."""
+    allow: tuple[str, ...] = ()
+    """URL prefixes that a list may name besides its own folder, such as s3://archive/ or https://host/."""
     workers: int = 0
     """Processes on this machine; 0: one per core. Has no influence on the data."""
     address: str = ""
     """An existing Ray cluster to run on (its workers count then); empty: a local one for this run."""
+    attempts: int = 4
+    """How often a group of work is tried before the run goes on without it and ends with exit code 1."""
+    group_deadline_s: float = 3600.0
+    """A group that takes longer, seconds, is stopped and tried again."""
+    scene_deadline_s: float = 600.0
+    """A decoder that works longer on one piece of a scene, seconds, is stopped; its group is tried again."""
+    single_writer: bool = False
+    """Nobody else writes to `out`: needed for stores that cannot create a file only if it is not there yet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.workers <= 4096:
-            raise ValueError(f"workers is {self.workers}: choose a value from 0 (one per core) to 4096")
+        for name, low, high in [
+            ("workers", 0, 4096),
+            ("attempts", 1, 100),
+            ("group_deadline_s", 1, 1e7),
+            ("scene_deadline_s", 1, 1e7),
+        ]:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}: choose a value from {low} to {high}")

@@ -1,15 +1,13 @@
-"""The rim to GDAL: open a scene that may be hostile, read strips of it, say where it lies.
+"""The rim to GDAL: open one file that may be hostile, read windows of it, say where it lies.
 
-The content picks the driver, not the extension (a VRT named .tif would open other files and URLs): first
-bytes decide, and only drivers of an allow-list are ever tried.
+The content picks the driver, not the extension (a VRT named .tif would open other files and URLs): first bytes
+decide, and only drivers of an allow-list are ever tried. This module runs inside the decoder process alone.
 """
 
-import errno
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,14 +15,12 @@ import numpy as np
 import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # GDAL's own errors, where rasterio passes them on as they are
-from rasterio.enums import MaskFlags
+from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError  # GDAL's own, where rasterio passes them on
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
 
-from ingest.config import RGB, Recipe
 from ingest.reasons import SceneRejectedError
-from shards import storage
 
 _MAGIC = [
     (b"II*\0", "GTiff"),
@@ -36,47 +32,17 @@ _MAGIC = [
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JP2OpenJPEG"),
     (b"\xff\x4f\xff\x51", "JP2OpenJPEG"),
 ]
-_TILE_TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+HEAD_BYTES = 16
+"""How many of a file's first bytes `driver_of` wants."""
+Opener = Callable[..., Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a scene's header says."""
-
-    driver: str
-    width: int
-    height: int
-    num_bands: int
-    dtype: str
-    crs: str | None
-    """Authority code such as EPSG:32633 if there is one, else WKT."""
-    transform: tuple[float, ...] | None
-    """Pixel to CRS as (a, b, c, d, e, f); None without georeference."""
-    gsd_m: float | None
-    nodata: float | None
-    time: datetime | None
-    band_indexes: tuple[int, ...]
-    """From 1, in the order of the recipe's bands."""
-
-
-def sniff(url: str) -> str:
+def driver_of(head: bytes) -> str:
     """Return the GDAL driver for a file by its first bytes.
 
     Raises:
-        SceneRejectedError: missing, unreadable, empty or not a raster of a known format.
+        SceneRejectedError: empty or not a raster of a known format.
     """
-    if storage.is_local(url) and storage.local_path(url).exists() and not storage.local_path(url).is_file():
-        raise SceneRejectedError("not_a_raster", "not a regular file")  # reading a pipe would wait for ever
-    try:
-        head = storage.read_range(url, 0, 16)
-    except FileNotFoundError as error:
-        raise SceneRejectedError("missing", "cannot be opened") from error
-    except PermissionError as error:
-        raise SceneRejectedError("unreadable", "permission denied") from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise SceneRejectedError("missing", "a link that leads in a circle, or too long a name") from error
-        raise
     if not head:
         raise SceneRejectedError("empty_file", "0 bytes")
     for magic, driver in _MAGIC:
@@ -86,22 +52,16 @@ def sniff(url: str) -> str:
 
 
 @contextmanager
-def open_scene(url: str, driver: str) -> Iterator[Any]:
-    """Open a scene for reading: a local file in place, a remote one by ranged reads through fsspec.
+def open_raster(path: str, driver: str, opener: Opener | None = None) -> Iterator[Any]:
+    """Open a file for reading: in place, or through an opener (path, mode) → binary file.
 
     Raises:
         SceneRejectedError: GDAL cannot open it.
     """
-    fs, path = storage.filesystem(url)
-    watched = None if storage.is_local(url) else _WatchedFilesystem(fs)
-    options = {"opener": watched} if watched else {}
-    try:
-        with _rejecting(), rasterio.open(path, driver=driver, **options) as source:
-            yield source
-    except SceneRejectedError:
-        if watched and watched.fault:
-            raise watched.fault from None
-        raise
+    with _rejecting():
+        source = rasterio.open(path, driver=driver, **({"opener": opener} if opener else {}))
+    with source:
+        yield source
 
 
 @contextmanager
@@ -109,123 +69,41 @@ def _rejecting() -> Iterator[None]:
     """Turn what GDAL says of a file's content into a rejection."""
     try:
         yield
+    except CPLE_OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
     except (RasterioError, CRSError, CPLE_BaseError) as error:
+        if "memory" in one_line(error).lower():
+            raise MemoryError(str(error)) from error
         raise SceneRejectedError("corrupt", one_line(error)) from error
 
 
-class _WatchedFilesystem:
-    """Keeps the first I/O fault below GDAL, which itself would call a broken connection a damaged file."""
-
-    def __init__(self, fs: Any) -> None:
-        self._fs = fs
-        self.fault: OSError | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._fs, name)
-
-    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        """Open a file whose faults are kept; that a side file is missing is none."""
-        try:
-            return _WatchedFile(self._fs.open(path, mode, **options), self)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            self.fault = self.fault or error
-            raise
+def has_palette(source: Any) -> bool:
+    """Say whether the colours of a one-band file come from a table in it."""
+    return bool(source.count == 1 and source.colorinterp[0] == ColorInterp.palette)
 
 
-class _WatchedFile:
-    def __init__(self, file: Any, owner: _WatchedFilesystem) -> None:
-        self._file, self._owner = file, owner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> "_WatchedFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return bytes(self._file.read(size))
-        except OSError as error:
-            self._owner.fault = self._owner.fault or error
-            raise
-
-
-def read_header(source: Any, recipe: Recipe) -> Header:
-    """Read and judge the header of an open scene.
+def palette_of(source: Any) -> NDArray[np.uint8]:
+    """Return a file's colour table as uint8 [256, 4]: red, green, blue, alpha.
 
     Raises:
-        SceneRejectedError: too large, of an unusable type, or without the recipe's bands.
+        SceneRejectedError: the table cannot be read.
     """
-    indexes = find_bands(
-        recipe, source.count, [name or "" for name in source.descriptions], [c.name for c in source.colorinterp]
-    )
-    dtypes = {source.dtypes[index - 1] for index in indexes}
-    dtype = dtypes.pop()
-    if dtypes or dtype not in _TILE_TYPES:
-        raise SceneRejectedError("wrong_dtype", f"{dtype} is not one of {', '.join(_TILE_TYPES)} for all bands")
-    wanted = {"none": "uint8", "keep": recipe.dtype}.get(recipe.normalisation)
-    if wanted and dtype != wanted:
-        raise SceneRejectedError("wrong_dtype", f"{dtype}, while normalisation {recipe.normalisation} takes {wanted}")
-    num_bytes = source.width * source.height * source.count * np.dtype(dtype).itemsize
-    if num_bytes > recipe.max_scene_gb * 1e9:
-        raise SceneRejectedError("too_large", f"{num_bytes / 1e9:.1f} GB uncompressed > {recipe.max_scene_gb} GB")
-    finite = all(math.isfinite(value) for value in source.transform[:6])
     with _rejecting():
-        crs = _crs_name(source.crs) if finite else None
-        gsd_m = _gsd_m(source) if crs else None
-    placed = finite and (crs is not None or not source.transform.is_identity)
-    nodata = None if source.nodata is None or math.isnan(source.nodata) else float(source.nodata)
-    return Header(
-        driver=source.driver,
-        width=source.width,
-        height=source.height,
-        num_bands=source.count,
-        dtype=dtype,
-        crs=crs,
-        transform=tuple(source.transform)[:6] if placed else None,
-        gsd_m=gsd_m,
-        nodata=nodata,
-        time=parse_time(source.tags().get("TIFFTAG_DATETIME", "")),
-        band_indexes=indexes,
-    )
+        try:
+            entries = source.colormap(1)
+        except ValueError as error:
+            raise SceneRejectedError("corrupt", "its colour table is missing") from error
+    table = np.zeros((256, 4), np.uint8)
+    for value, colour in entries.items():
+        if 0 <= value < 256:
+            table[value] = colour
+    return table
 
 
-def find_bands(recipe: Recipe, count: int, descriptions: list[str], colours: list[str]) -> tuple[int, ...]:
-    """Return which band of a scene (from 1) supplies each of the recipe's bands.
+def read_window(source: Any, indexes: Sequence[int], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return (values [C, H, W], valid [H, W]) of a window, all bands in one call; valid is None where all are.
 
-    In this order: as the recipe says; bands described by these names; bands with these colour
-    interpretations; for red, green, blue the first three of a 3- or 4-band scene without a palette; one grey band
-    for all where the recipe allows it.
-
-    Raises:
-        SceneRejectedError: the scene cannot supply them.
-    """
-    if recipe.source_bands:
-        if max(recipe.source_bands) > count:
-            raise SceneRejectedError("bands_missing", f"has {count} bands, recipe wants {list(recipe.source_bands)}")
-        return recipe.source_bands
-    for names in ([name.lower() for name in descriptions], colours):
-        if all(names.count(band) == 1 for band in recipe.bands):
-            return tuple(names.index(band) + 1 for band in recipe.bands)
-    if recipe.bands == RGB and count in (3, 4) and "palette" not in colours:
-        return (1, 2, 3)
-    if recipe.replicate_grey and count == 1 and "palette" not in colours:
-        return (1,) * len(recipe.bands)
-    raise SceneRejectedError("bands_missing", f"has {count} bands ({', '.join(colours[:6])})")
-
-
-def read_strip(
-    source: Any, indexes: tuple[int, ...], window: Window, *, zero_is_nodata: bool
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return (values [C, H, W], valid [H, W]) of a window, all bands in one call.
-
-    A pixel is valid if any of the bands has data there (nodata value, mask or alpha band), no band is NaN,
-    and, where zero means no data, some band is not 0.
+    A pixel is valid if any of the bands has data there: by nodata value, mask or alpha band.
 
     Raises:
         SceneRejectedError: the bytes cannot be decoded.
@@ -234,14 +112,26 @@ def read_strip(
         values = source.read(list(indexes), window=window)
         flags = [source.mask_flag_enums[index - 1] for index in indexes]
         if all(MaskFlags.all_valid in flag for flag in flags):
-            valid = np.ones(values.shape[1:], np.bool_)
-        else:
-            valid = source.read_masks(list(indexes), window=window).any(axis=0)
-    if values.dtype.kind == "f":
-        valid &= np.isfinite(values).all(axis=0)
-    if zero_is_nodata:
-        valid &= values.any(axis=0)
-    return values, valid
+            return values, None
+        return values, source.read_masks(list(indexes), window=window).any(axis=0)
+
+
+def block_ranges(source: Any, indexes: Sequence[int], window: Window) -> list[tuple[int, int]]:
+    """Return (offset, size) of the stored blocks that a window of a GeoTIFF needs, ascending, without repeats."""
+    block_height, block_width = source.block_shapes[0]
+    columns = range(window.col_off // block_width, -(-(window.col_off + window.width) // block_width))
+    rows = range(window.row_off // block_height, -(-(window.row_off + window.height) // block_height))
+    bands = sorted(set(indexes)) if source.interleaving and source.interleaving.name == "band" else [indexes[0]]
+    found = set()
+    for band in bands:
+        for column in columns:
+            for row in rows:
+                place = f"{column}_{row}"
+                offset = source.get_tag_item(f"BLOCK_OFFSET_{place}", "TIFF", bidx=band)
+                size = source.get_tag_item(f"BLOCK_SIZE_{place}", "TIFF", bidx=band)
+                if offset and size:
+                    found.add((int(offset), int(size)))
+    return sorted(found)
 
 
 def lonlat(crs: str, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -269,6 +159,28 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__
     message = re.sub(r"(?:/vsi|/|[a-z0-9]+://).*/", "", " ".join(str(error).split()))
     return message[:200] or type(error).__name__
+
+
+def crs_of(source: Any) -> tuple[str | None, float | None]:
+    """Return (CRS, GSD in metres) of an open file; None where it has none.
+
+    The CRS is an authority code such as EPSG:32633 if there is one, else WKT.
+
+    Raises:
+        SceneRejectedError: the georeference is damaged.
+    """
+    if not all(math.isfinite(value) for value in source.transform[:6]):
+        return None, None
+    with _rejecting():
+        crs = _crs_name(source.crs)
+        return crs, _gsd_m(source) if crs else None
+
+
+def transform_of(source: Any, crs: str | None) -> tuple[float, ...] | None:
+    """Return pixel to CRS as (a, b, c, d, e, f); None without georeference."""
+    finite = all(math.isfinite(value) for value in source.transform[:6])
+    placed = finite and (crs is not None or not source.transform.is_identity)
+    return tuple(source.transform)[:6] if placed else None
 
 
 def _crs_name(crs: Any) -> str | None:

@@ -1,0 +1,114 @@
+"""Worker-side access to a scene's files: in place, by byte ranges, or one download; always the scene that was listed.
+
+Each source byte is fetched once: a GeoTIFF in a store is read by the ranges of the blocks that a unit needs, anything
+else is downloaded whole, once for all units of a group. Credentials stay here; the decoder gets paths and bytes.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.reasons import SceneRejectedError
+from ingest.sandbox import Ranges
+from ingest.scene_row import scene_files
+from ingest.scratch import scratch_folder
+from shards import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the paths of an inventory begin."""
+
+    root: str
+    """Folder or bucket URL."""
+    absolute: bool
+    """The inventory came from a list, whose paths may be URLs of their own; names found by listing never are."""
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path of the inventory."""
+        return storage.join(self.root, path) if self.absolute else storage.child(self.root, path)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a decoder call gets to reach a scene."""
+
+    files: list[dict[str, Any]]
+    """{band, local path or null, size} of each file."""
+    urls: list[str]
+
+    def read(self, file: int, ranges: Ranges) -> Sequence[bytes]:
+        """Return byte ranges of a file that has no local path."""
+        return storage.read_ranges(self.urls[file], ranges)
+
+
+@contextlib.contextmanager
+def reach(place: Place, row: Mapping[str, Any], *, whole: bool) -> Iterator[Access]:
+    """Make a scene's files readable, and find out afterwards whether they were the listed ones all the time.
+
+    Args:
+        place: where paths begin.
+        row: of the inventory, with sizes and ETags.
+        whole: download remote files first, instead of reading ranges.
+
+    Raises:
+        SceneRejectedError: an archive that cannot be unpacked.
+        OSError: a file is gone or changed, or cannot be reached.
+    """
+    with contextlib.ExitStack() as stack:
+        if row["archive"]:
+            yield _unpacked(place, row, stack.enter_context(scratch_folder()))
+            return
+        files = scene_files(row)
+        urls = [place.url(file["path"]) for file in files]
+        paths: list[str | None] = [str(storage.local_path(url)) if storage.is_local(url) else None for url in urls]
+        if whole and None in paths:
+            folder = stack.enter_context(scratch_folder())
+            paths = [_fetched(*item, folder) for item in zip(urls, files, paths, strict=True)]
+        _require_unchanged(urls, files)
+        try:
+            yield Access([_described(*item) for item in zip(files, paths, strict=True)], urls)
+        except SceneRejectedError:
+            # A file that was replaced meanwhile may have looked corrupt.
+            _require_unchanged(urls, files)
+            raise
+        _require_unchanged(urls, files)
+
+
+def _described(file: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    return {"band": file["band"] or "", "local": path, "size": file["size"]}
+
+
+def _fetched(url: str, file: Mapping[str, Any], path: str | None, folder: Path) -> str:
+    if path is not None:
+        return path
+    target = folder / f"scene-{len(list(folder.iterdir()))}"
+    storage.fetch(url, target, size=file["size"], etag=file["etag"])
+    return str(target)
+
+
+def _require_unchanged(urls: Sequence[str], files: Sequence[Mapping[str, Any]]) -> None:
+    for url, file in zip(urls, files, strict=True):
+        try:
+            found = storage.stat(url)
+        except FileNotFoundError as error:
+            raise storage.SourceChangedError(f"{url} is gone: run again to go on without it") from error
+        if (found.size, found.etag) != (file["size"], file["etag"]):
+            raise storage.SourceChangedError(f"{url} changed while it was being ingested: run again")
+
+
+def _unpacked(place: Place, row: Mapping[str, Any], folder: Path) -> Access:
+    """Take the scene's members out of a zip file."""
+    archive = place.url(row["archive"])
+    described = []
+    for number, file in enumerate(scene_files(row)):
+        target = folder / f"scene-{number}"
+        member = file["path"].removeprefix(row["archive"] + "/")
+        try:
+            storage.fetch_member(archive, member, target, etag=file["etag"])
+        except ValueError as error:
+            raise SceneRejectedError("bad_archive", str(error).removeprefix(archive)[:200]) from error
+        described.append(_described(file, str(target)))
+    return Access(described, [archive] * len(described))

@@ -1,0 +1,375 @@
+"""Cut one unit of a scene into encoded tiles; runs inside the decoder process.
+
+A unit is a rectangle of the scene's tile grid. Source rows are read in steps that follow the file's own blocks and
+are kept until the last tile that needs them is cut, so that each block is decoded once; only a unit too wide for
+memory is cut in parts. Tiles go to a scratch file one by one.
+
+Memory: one step of source rows (at most 128 MB of values, or one row of tiles) and its scaled copy.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from ingest import warp
+from ingest.config import Recipe
+from ingest.figures import TileFigures, measure, refusal
+from ingest.grid import tile_origins
+from ingest.pixels import (
+    Scaling,
+    clear,
+    downsample,
+    encoding,
+    outside,
+    policy,
+    scale,
+    shift,
+)
+from ingest.placement import Ground, place_tiles
+from ingest.reasons import SceneRejectedError
+from ingest.scene import Scene, SceneFile, Strip, open_scene
+from shards.images import encode_image, is_picture, to_picture
+from shards.schema import canonical_json
+
+_STEP_BYTES = 128 * 2**20  # of source values read at a time
+_MAX_BLOCK_ROWS = 2048  # a file stored in taller blocks (whole compressed strips) is read by rows of tiles
+
+
+class Tile(NamedTuple):
+    """One tile before encoding."""
+
+    x: int
+    """Left edge in grid pixels."""
+    y: int
+    pixels_CHW: NDArray[Any]
+    valid_HW: NDArray[np.bool_] | None
+    """None: all."""
+    clipped_share: float
+    cloud_share: float | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows of the grid, from row `top` and column `left` on: values as tiles hold them."""
+
+    top: int
+    left: int
+    pixels_CHW: NDArray[Any]
+    valid_HW: NDArray[np.bool_] | None
+    clipped_HW: NDArray[np.bool_] | None
+    cloudy_HW: NDArray[np.bool_] | None
+
+    @property
+    def bottom(self) -> int:
+        """First grid row below."""
+        return self.top + len(self.pixels_CHW[0])
+
+    def from_row(self, row: int) -> "Rows | None":
+        """Return the rows from a grid row on; None if none are left."""
+        skip = max(0, row - self.top)
+        if skip >= self.pixels_CHW.shape[1]:
+            return None
+        planes = (self.valid_HW, self.clipped_HW, self.cloudy_HW)
+        rest = [None if plane is None else plane[skip:] for plane in planes]
+        return Rows(self.top + skip, self.left, self.pixels_CHW[:, skip:], *rest)
+
+    def tile(self, x: int, y: int, side: int) -> Tile:
+        """Cut the tile at grid pixel (x, y), padded with pixels without data beyond the rows and columns there are."""
+        here = np.s_[y - self.top : y - self.top + side, x - self.left : x - self.left + side]
+        pixels = self.pixels_CHW[:, *here]
+        valid = None if self.valid_HW is None else self.valid_HW[here]
+        missing = side - pixels.shape[1], side - pixels.shape[2]
+        if any(missing):
+            valid = np.ones(pixels.shape[1:], np.bool_) if valid is None else valid
+            below, right = ((0, count) for count in missing)
+            pixels, valid = np.pad(pixels, [(0, 0), below, right]), np.pad(valid, [below, right])
+        num_valid = side * side if valid is None else int(np.count_nonzero(valid))
+        clipped = 0 if self.clipped_HW is None else int(np.count_nonzero(self.clipped_HW[here]))
+        cloudy = None if self.cloudy_HW is None else float(np.count_nonzero(self.cloudy_HW[here])) / side**2
+        return Tile(x, y, pixels, valid, clipped / max(num_valid, 1), cloudy)
+
+
+def cut_units(
+    files: Sequence[SceneFile], units: Sequence[Mapping[str, Any]], recipe: Recipe, scratch: BinaryIO
+) -> dict[str, Any]:
+    """Write the tiles of units of one scene (image, then JSON) to the scratch file from where it stands.
+
+    Args:
+        files: the scene's, in the order of its row; opened once for all units.
+        units: columns of the plan and of the scenes table, as JSON holds them.
+        recipe: the plan's.
+        scratch: takes the encoded tiles.
+
+    Returns:
+        {"rows": rows of the samples table without their place in a shard, "rejects": rows of the rejects table};
+        hashes as hex.
+    """
+    cutters = [_Cutter(unit, recipe, scratch) for unit in units]
+    try:
+        with open_scene(files, recipe) as scene:
+            for cutter in cutters:
+                cutter.cut(scene)
+    except SceneRejectedError as rejection:
+        for cutter in cutters:
+            cutter.reject_rest(rejection)
+    return {
+        "rows": [row for cutter in cutters for row in cutter.rows],
+        "rejects": [row for cutter in cutters for row in cutter.rejects],
+    }
+
+
+class _Cutter:
+    """The state of cutting one unit: what is finished, and which tiles are still to come."""
+
+    def __init__(self, unit: Mapping[str, Any], recipe: Recipe, scratch: BinaryIO) -> None:
+        self._unit, self._recipe, self._scratch = unit, recipe, scratch
+        stride = recipe.stride_px or recipe.tile_px
+        xs = tile_origins(unit["grid_width"], recipe.tile_px, stride, recipe.edge)
+        ys = tile_origins(unit["grid_height"], recipe.tile_px, stride, recipe.edge)
+        self._xs: list[int] = xs[unit["first_column"] : unit["end_column"]].tolist()
+        self._ys: list[int] = ys[unit["first_row"] : unit["end_row"]].tolist()
+        self._ground = _ground(unit, recipe)
+        self._places: dict[int, dict[int, dict[str, Any]]] = {}
+        self._done: set[tuple[int, int]] = set()
+        self.rows: list[dict[str, Any]] = []
+        self.rejects: list[dict[str, Any]] = []
+
+    def cut(self, scene: Scene) -> None:
+        """Cut, judge and encode all tiles; a strip that cannot be decoded costs the tiles that need it."""
+        if self._recipe.warp_crs:
+            for y in self._ys:
+                for x in self._xs:
+                    self._cut_alone(scene, x, y)
+            return
+        for xs in self._parts():
+            self._cut_part(scene, xs)
+
+    def reject_rest(self, rejection: SceneRejectedError) -> None:
+        """Reject all tiles that were not finished."""
+        for y in self._ys:
+            for x in self._xs:
+                if (x, y) not in self._done:
+                    self._reject(x, y, rejection.code, rejection.detail)
+
+    def _parts(self) -> Iterator[list[int]]:
+        """Yield the columns in parts of which one step of rows fits into memory: mostly all at once."""
+        factor = self._unit["factor"]
+        height = self._recipe.tile_px * factor + self._block_rows()
+        value_bytes = len(self._recipe.bands) * np.dtype(self._unit["dtype"]).itemsize
+        width = max(1, _STEP_BYTES // (height * value_bytes * factor))
+        start = 0
+        for place, x in enumerate(self._xs):
+            if x + self._recipe.tile_px - self._xs[start] > width and place > start:
+                yield self._xs[start:place]
+                start = place
+        yield self._xs[start:]
+
+    def _block_rows(self) -> int:
+        block = int(self._unit["block_height"])
+        return block if block <= _MAX_BLOCK_ROWS else 1
+
+    def _cut_part(self, scene: Scene, xs: list[int]) -> None:
+        kept: Rows | None = None
+        for y in self._ys:
+            try:
+                kept = self._grown(scene, kept.from_row(y) if kept else None, xs, y)
+            except SceneRejectedError:
+                kept = None
+                for x in xs:
+                    self._cut_alone(scene, x, y)
+                continue
+            for x in xs:
+                self._add(kept.tile(x, y, self._recipe.tile_px))
+
+    def _grown(self, scene: Scene, kept: Rows | None, xs: list[int], y: int) -> Rows:
+        """Return the kept rows and as many more as the tiles at y and the blocks that they lie in have."""
+        top = kept.bottom if kept else y
+        needed = min(y + self._recipe.tile_px, self._unit["grid_height"])
+        if kept and top >= needed:
+            return kept
+        block, factor = self._block_rows(), self._unit["factor"]
+        end_of_block = -(-needed * factor // block) * block // factor
+        last = min(self._ys[-1] + self._recipe.tile_px, self._unit["grid_height"])
+        bottom = max(needed, min(end_of_block, last))
+        return _joined(kept, self._read(scene, xs[0], top, self._right(xs[-1]), bottom))
+
+    def _right(self, x: int) -> int:
+        return min(x + self._recipe.tile_px, int(self._unit["grid_width"]))
+
+    def _read(self, scene: Scene, left: int, top: int, right: int, bottom: int) -> Rows:
+        """Read a rectangle of grid pixels."""
+        factor = self._unit["factor"]
+        window = Window(left * factor, top * factor, (right - left) * factor, (bottom - top) * factor)
+        strip = scene.read(window, self._recipe)
+        if factor > 1:
+            strip = _averaged(strip, factor)
+        return _finished(strip, left, top, self._unit, self._recipe)
+
+    def _cut_alone(self, scene: Scene, x: int, y: int) -> None:
+        """Cut one tile from a window of its own, or reject it."""
+        try:
+            if self._recipe.warp_crs:
+                rows = self._read_warped(scene, x, y)
+            else:
+                bottom = min(y + self._recipe.tile_px, self._unit["grid_height"])
+                rows = self._read(scene, x, y, self._right(x), bottom)
+        except SceneRejectedError as rejection:
+            self._reject(x, y, rejection.code, rejection.detail)
+        else:
+            self._add(rows.tile(x, y, self._recipe.tile_px))
+
+    def _read_warped(self, scene: Scene, x: int, y: int) -> Rows:
+        strip = _warped(scene, self._unit, x, y, self._recipe)
+        return _finished(strip, x, y, self._unit, self._recipe)
+
+    def _add(self, tile: Tile) -> None:
+        # Planes that lie together cost less to measure and to encode than interleaved pixels.
+        pixels_HWC = np.ascontiguousarray(tile.pixels_CHW).transpose(1, 2, 0)
+        picture = to_picture(pixels_HWC) if is_picture(pixels_HWC) else None
+        figures = measure(pixels_HWC, tile.valid_HW, picture)
+        refused = refusal(figures, self._recipe, tile.cloud_share)
+        if refused:
+            self._reject(tile.x, tile.y, *refused)
+            return
+        self._done.add((tile.x, tile.y))
+        row = self._row(tile, figures)
+        extension, image = encode_image(pixels_HWC, encoding(self._recipe), self._recipe.jpeg_quality, picture)
+        metadata = canonical_json({**row, "path": self._unit["path"], "bands": list(self._recipe.bands)})
+        row |= {"band_sums": figures.band_sums, "band_squares": figures.band_squares, "num_valid": figures.num_valid}
+        row |= {"member": extension, "member_size": len(image), "json_size": len(metadata)}
+        row |= {"member_sha256": hashlib.sha256(image).hexdigest(), "json_sha256": hashlib.sha256(metadata).hexdigest()}
+        self._scratch.write(image)
+        self._scratch.write(metadata)
+        self.rows.append(row)
+
+    def _row(self, tile: Tile, figures: TileFigures) -> dict[str, Any]:
+        """Return the columns of the samples table that the tile's own JSON holds, too."""
+        unit, side = self._unit, self._recipe.tile_px
+        if tile.y not in self._places:
+            self._places = {tile.y: place_tiles(self._ground, self._xs, tile.y, side, unit, self._recipe)}
+        factor = unit["factor"] or 1
+        return {
+            "key": f"{unit['scene']}-y{tile.y:06d}-x{tile.x:06d}",
+            "scene": unit["scene"],
+            "x": tile.x * factor,
+            "y": tile.y * factor,
+            "width": side,
+            "height": side,
+            **self._places[tile.y][tile.x],
+            "time": unit["time"],
+            "sensor": unit["sensor"] or self._recipe.sensor or None,
+            "label": unit["label"],
+            "valid_share": round(figures.valid_share, 6),
+            "contrast": round(figures.contrast, 6),
+            "entropy": round(figures.entropy, 6),
+            "black_share": round(figures.black_share, 6),
+            "saturated_share": round(figures.saturated_share, 6),
+            "clipped_share": round(tile.clipped_share, 6),
+            "cloud_share": None if tile.cloud_share is None else round(tile.cloud_share, 6),
+            "dhash": figures.dhash,
+        }
+
+    def _reject(self, x: int, y: int, reason: str, detail: str) -> None:
+        self._done.add((x, y))
+        factor = self._unit["factor"] or 1
+        place = {"scene": self._unit["scene"], "path": self._unit["path"], "x": x * factor, "y": y * factor}
+        self.rejects.append({**place, "reason": reason, "detail": detail})
+
+
+def _ground(unit: Mapping[str, Any], recipe: Recipe) -> Ground:
+    if recipe.warp_crs:
+        grid = _grid(unit, recipe)
+        return Ground(crs=grid.crs, transform=grid.transform, gsd_m=recipe.target_gsd_m)
+    factor = unit["factor"]
+    transform = unit["transform"]
+    if transform:
+        a, b, c, d, e, f = transform
+        transform = (a * factor, b * factor, c, d * factor, e * factor, f)
+    return Ground(crs=unit["crs"], transform=transform, gsd_m=unit["gsd_m"] and unit["gsd_m"] * factor)
+
+
+def _grid(unit: Mapping[str, Any], recipe: Recipe) -> warp.Grid:
+    return _target_grid(unit["crs"], tuple(unit["transform"]), unit["width"], unit["height"], recipe)
+
+
+_target_grid = functools.lru_cache(maxsize=4)(warp.target_grid)  # the same for all tiles of a unit
+
+
+def _warped(scene: Scene, unit: Mapping[str, Any], x: int, y: int, recipe: Recipe) -> Strip:
+    """Return one tile of the target grid; without data where the scene has none."""
+    grid, side = _grid(unit, recipe), recipe.tile_px
+    a, b, c, d, e, f = unit["transform"]
+    source = warp.Grid(crs=unit["crs"], transform=(a, b, c, d, e, f), width=unit["width"], height=unit["height"])
+    window = warp.warp_window(grid, x, y, side, source)
+    if window is None:
+        nothing = np.zeros((len(recipe.bands), side, side), unit["dtype"])
+        cloudless = np.zeros((side, side), np.bool_) if recipe.cloud_band else None
+        return Strip(nothing, np.zeros((side, side), np.bool_), cloudless)
+    strip = scene.read(window, recipe)
+    left, top = window.col_off, window.row_off
+    place = (a, b, a * left + b * top + c, d, e, d * left + e * top + f), source.crs, grid, x, y, side
+    valid = np.ones(strip.values_CHW.shape[1:], np.bool_) if strip.valid_HW is None else strip.valid_HW
+    values, warped_valid = warp.warp_tile(strip.values_CHW, valid, *place)
+    cloudy = None
+    if strip.cloudy_HW is not None:
+        cloudy = warp.warp_tile(strip.cloudy_HW[None].astype(np.uint8), valid, *place)[0][0] > 0
+    return Strip(values, warped_valid, cloudy)
+
+
+def _averaged(strip: Strip, factor: int) -> Strip:
+    everywhere = np.ones(strip.values_CHW.shape[1:], np.bool_) if strip.valid_HW is None else strip.valid_HW
+    values, valid = downsample(strip.values_CHW, everywhere, factor)
+    if strip.cloudy_HW is None:
+        return Strip(values, valid, None)
+    height, width = values.shape[1:]
+    cloudy = strip.cloudy_HW.reshape(height, factor, width, factor).sum(axis=(1, 3)) * 2 >= factor**2
+    return Strip(values, valid, cloudy)
+
+
+def _finished(strip: Strip, left: int, top: int, unit: Mapping[str, Any], recipe: Recipe) -> Rows:
+    """Normalise a strip: source values become tile values, pixels without data become 0."""
+    values, valid, cloudy = strip
+    clipped = None
+    offset = recipe.offset if unit["offset"] is None else unit["offset"]
+    chosen = policy(recipe, unit["dtype"])
+    if chosen in ("linear", "percentile"):
+        scaling = Scaling(low=tuple(unit["low"]), high=tuple(unit["high"]))
+        if chosen == "linear":
+            scaling = replace(scaling, offset=offset, scale=recipe.scale)
+        clipped = outside(values, scaling)
+        values = scale(values, scaling)
+    elif chosen == "keep" and offset:
+        values = shift(values, offset, recipe.dtype)
+    if valid is not None:
+        values = clear(values, valid)
+        clipped = None if clipped is None else clipped & valid
+    return Rows(top, left, values, valid, clipped, cloudy)
+
+
+def _joined(upper: Rows | None, lower: Rows) -> Rows:
+    if upper is None:
+        return lower
+    valid = _plane(upper, lower, upper.valid_HW, lower.valid_HW, default=True)
+    clipped = _plane(upper, lower, upper.clipped_HW, lower.clipped_HW, default=False)
+    cloudy = _plane(upper, lower, upper.cloudy_HW, lower.cloudy_HW, default=False)
+    pixels = np.concatenate([upper.pixels_CHW, lower.pixels_CHW], axis=1)
+    return Rows(upper.top, upper.left, pixels, valid, clipped, cloudy)
+
+
+def _plane(
+    upper: Rows, lower: Rows, above: NDArray[np.bool_] | None, below: NDArray[np.bool_] | None, *, default: bool
+) -> NDArray[np.bool_] | None:
+    """Return two masks on top of each other, where one may be None: all `default`."""
+    if above is None and below is None:
+        return None
+    shapes = [rows.pixels_CHW.shape[1:] for rows in (upper, lower)]
+    parts = [
+        np.full(shape, default) if part is None else part for shape, part in zip(shapes, (above, below), strict=True)
+    ]
+    return np.concatenate(parts)

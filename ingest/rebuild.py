@@ -1,0 +1,111 @@
+"""Build a version again from its own record, and say whether the same came out.
+
+The version's scenes table says which scenes it was made of, its record how; what lies at their places today is
+built with the tools of today. So a difference is found whatever its cause: a source that changed, another GDAL.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.config import IngestConfig, Recipe, recipe_of
+from ingest.reasons import INVENTORY_CODES
+from ingest.run import ingest
+from ingest.toolchain import toolchain
+from shards.dataset import iter_table, read_version
+from shards.dedup import dedup
+from shards.diff import diff
+from shards.errors import UserError
+from shards.schema import INVENTORY, Version
+from shards.select import select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """A version, what came out of building it again, and how they differ."""
+
+    original: Version
+    rebuilt: Version
+    lines: Sequence[str]
+
+    @property
+    def equal(self) -> bool:
+        """Whether the contents are the same."""
+        return self.original.digest == self.rebuilt.digest
+
+
+def rebuild(url: str, number: int | None, out: str, scenes: str, workers: int, address: str) -> Rebuilt:
+    """Build a version again into another place and compare.
+
+    Args:
+        url: the dataset.
+        number: of its version; None: the newest.
+        out: where to build.
+        scenes: where the scenes lie now; empty: where they lay.
+        workers: see `IngestConfig`.
+        address: likewise.
+
+    Raises:
+        UserError: the version has no record to build from, or `out` is in use.
+        IncompleteError: a scene cannot be reached.
+    """
+    version = read_version(url, number)
+    record = version.record
+    try:
+        recipe = recipe_of(record["recipe"])
+        config = IngestConfig(
+            **{field.name: getattr(recipe, field.name) for field in fields(Recipe)},
+            scenes=scenes or record["scenes"],
+            allow=tuple(record.get("allow", ())),
+            out=out,
+            workers=workers,
+            address=address,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{url} version {version.version} has no record of how it was made: {error!r}") from error
+    except ValueError as error:
+        raise UserError(f"{url} version {version.version} cannot be built again: {error}") from error
+    made = ingest(config, recorded_inventory(url, version)).version
+    for operation in record.get("operations", []):
+        made = _apply(out, made, operation)
+    lines = list(_tool_lines(record))
+    if made.digest != version.digest:
+        lines += list(diff(url, out, version.version, made.version).lines())
+    return Rebuilt(original=version, rebuilt=made, lines=lines)
+
+
+def recorded_inventory(url: str, version: Version) -> pa.Table:
+    """Return the inventory that a version was made from; sizes and ETags are left to be looked up again."""
+    parts = []
+    for table in iter_table(url, version, "scenes", INVENTORY.names):
+        # What ruled a scene out before it was opened stays; what its content says is found out again.
+        given = pc.or_(pc.is_in(table["reason"], value_set=pa.array(INVENTORY_CODES)), pc.is_null(table["size"]))
+        unknown = {"size": pa.int64(), "etag": pa.string()}
+        for name in ("reason", "detail"):
+            column = pc.if_else(given, table[name], pa.scalar(None, pa.string()))
+            table = table.set_column(table.column_names.index(name), name, column)
+        in_zip = pc.is_valid(table["archive"])
+        for name, kind in unknown.items():
+            column = pc.if_else(in_zip, table[name], pa.scalar(None, kind))
+            table = table.set_column(table.column_names.index(name), name, column)
+        parts.append(table.cast(INVENTORY))
+    return pa.concat_tables(parts).sort_by("scene")
+
+
+def _apply(out: str, version: Version, operation: dict[str, Any]) -> Version:
+    if operation["op"] == "select":
+        return select(out, operation["where"], number=version.version)[1]
+    if operation["op"] == "dedup":
+        return dedup(out, operation["distance"], number=version.version)[1]
+    raise UserError(f"the record holds an unknown operation {operation['op']!r}: made by another version of shards")
+
+
+def _tool_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each tool whose version is another today."""
+    recorded = {(name, was) for plan in record.get("plans", []) for name, was in plan["toolchain"].items()}
+    for name, was in sorted(recorded):
+        if was != toolchain().get(name):
+            yield f"toolchain: {name} was {was}, is {toolchain().get(name)}"

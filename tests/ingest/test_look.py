@@ -1,0 +1,134 @@
+"""Every row of the inventory gets its end state from a look at its files; what is no file hangs nothing."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.access import Place
+from ingest.config import Recipe
+from ingest.look import probe_chunk, probe_row
+from ingest.reasons import REMEDIES
+from ingest.sandbox import Decoder, Limits
+from ingest.toolchain import toolchain
+from shards.schema import INVENTORY, SCENES
+from tests.ingest.rasters import inventory_row, land, write
+
+RECIPE = Recipe(tile_px=64)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    decode = Decoder()
+    yield decode
+    decode.close()
+
+
+def state(decode, folder, name):
+    """Return (state, reason) of a file."""
+    found = probe_row(decode, Place(root=str(folder), absolute=False), inventory_row(folder, name), RECIPE)
+    assert pa.Table.from_pylist([found], schema=SCENES).num_rows == 1
+    assert found["reason"] is None or found["reason"] in REMEDIES
+    return found["state"], found["reason"]
+
+
+def test_pipes_folders_and_circular_links_do_not_hang(tmp_path, decode):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, reason in [
+        ("pipe", "not_a_raster"), ("folder", "not_a_raster"), ("zero", "not_a_raster"),
+        ("loop", "missing"), ("dangling", "missing"), ("x" * 300, "missing"),
+    ]:  # fmt: skip
+        assert state(decode, tmp_path, name) == ("rejected", reason)
+
+
+def test_without_permission_a_file_is_unreadable(tmp_path, decode):
+    (tmp_path / "closed").mkdir()
+    write(tmp_path / "closed/x.tif", land(3))
+    (tmp_path / "closed").chmod(0)
+    with as_nobody():
+        assert state(decode, tmp_path, "closed/x.tif") == ("rejected", "unreadable")
+    (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the decoder of root may read everything")
+def test_a_file_that_may_not_be_opened_is_unreadable(tmp_path, decode):
+    write(tmp_path / "x.tif", land(3))
+    (tmp_path / "x.tif").chmod(0)
+    assert state(decode, tmp_path, "x.tif") == ("rejected", "unreadable")
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Give up root's rights where the tests run with them."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_fault_of_the_disk_rejects_nothing(tmp_path, decode, monkeypatch):
+    class Failing(Path):
+        _flavour = type(Path())._flavour
+
+        def exists(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("shards.storage.local_path", lambda url: Failing(url))
+    with pytest.raises(OSError, match="Input/output"):
+        state(decode, tmp_path, "x.tif")
+
+
+def test_what_the_inventory_left_out_stays_left_out(tmp_path, decode):
+    row = inventory_row(tmp_path, "x.tif", reason="superseded", detail="by y.tif")
+    found = probe_row(decode, Place(root=str(tmp_path), absolute=False), row, RECIPE)
+    assert (found["state"], found["reason"], found["detail"]) == ("rejected", "superseded", "by y.tif")
+
+
+def test_a_chunk_is_probed_once_per_content(tmp_path, monkeypatch):
+    write(tmp_path / "a.tif", land(3))
+    (tmp_path / "b.tif").touch()
+    place = Place(root=str(tmp_path), absolute=False)
+
+    def probe():
+        rows = [inventory_row(tmp_path, name) for name in ("a.tif", "b.tif")]
+        pq.write_table(pa.Table.from_pylist(rows, schema=INVENTORY), tmp_path / "inventory.parquet")
+        inventory = str(tmp_path / "inventory.parquet")
+        return probe_chunk(str(tmp_path / "out"), inventory, 0, place, RECIPE, Limits(), toolchain())
+
+    first = probe()
+    assert (first["num_rows"], first["reasons"]) == (2, {"empty_file": 1})
+    table = pq.read_table(first["url"])
+    assert table.schema.names == SCENES.names
+    assert table["state"].to_pylist() == ["used", "rejected"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.look.probe_row", lambda *_: pytest.fail("probed again"))
+        assert probe() == first
+    write(tmp_path / "a.tif", land(1))
+    again = probe()
+    assert again["url"] != first["url"]
+    assert again["reasons"] == {"bands_missing": 1, "empty_file": 1}
+
+
+def test_sizes_that_a_list_did_not_give_are_looked_up(tmp_path):
+    write(tmp_path / "a.tif", land(3))
+    rows = [inventory_row(tmp_path, name, size=None, etag=None) for name in ("a.tif", "gone.tif")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=INVENTORY), tmp_path / "inventory.parquet")
+    place = Place(root=str(tmp_path), absolute=True)
+    found = probe_chunk(
+        str(tmp_path / "out"), str(tmp_path / "inventory.parquet"), 0, place, RECIPE, Limits(), toolchain()
+    )
+    rows = pq.read_table(found["url"]).to_pylist()
+    assert rows[0]["size"] == (tmp_path / "a.tif").stat().st_size
+    assert rows[0]["state"] == "used"
+    assert rows[1]["reason"] == "missing"
