@@ -9,6 +9,7 @@ tiles, and what a `SceneTally` holds.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, TableFile, Version
 from shards.settle import BandSums, SceneTally, exact_duplicates
 
 Marker = dict[str, Any]
+_READ_AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,13 @@ class Packed:
         if self.parent:
             for table in iter_table(self.out, self.parent, "scenes", SCENES.names):
                 yield _without(table, self.fresh).cast(SCENES)
-        for url in self.probes:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+        for table in storage.in_order(_READ_AHEAD, (partial(_read_columns, url, None) for url in self.probes)):
             yield table.filter(pc.is_in(table["scene"], value_set=self.fresh)).cast(SCENES)
 
     def group_tables(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the samples or rejects of the new groups."""
-        for marker in self.markers:
-            data = storage.read_bytes(group_url(self.out, marker["group"], f"-{name}.parquet"))
-            yield pq.read_table(pa.BufferReader(data), columns=list(columns))
+        """Yield the samples or rejects of the new groups, some read ahead."""
+        urls = (group_url(self.out, marker["group"], f"-{name}.parquet") for marker in self.markers)
+        yield from storage.in_order(_READ_AHEAD, (partial(_read_columns, url, columns) for url in urls))
 
     def old_tables(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the samples or rejects of the parent, without those of fresh scenes."""
@@ -68,6 +68,10 @@ class Packed:
             wanted = list(dict.fromkeys(["scene", *columns]))
             for table in iter_table(self.out, self.parent, name, wanted):
                 yield _without(table, self.fresh).select(list(columns))
+
+
+def _read_columns(url: str, columns: Sequence[str] | None) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=columns and list(columns))
 
 
 class _Again:

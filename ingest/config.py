@@ -229,6 +229,10 @@ class IngestConfig(Recipe):
     single_writer: bool = False
     """Nobody else writes to `out`: needed for stores that cannot create a file only if it is not there yet."""
 
+    def recipe(self) -> Recipe:
+        """Return the recipe alone."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, low, high in [

@@ -8,6 +8,7 @@ Memory: about 1 kB per tile; encoded tiles wait in a scratch file. The decoder h
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,6 +93,7 @@ def pack_group(
             "samples": _put_table(out, group, "samples", pa.Table.from_pylist(samples, schema=SAMPLES)),
             "rejects": _put_table(out, group, "rejects", pa.Table.from_pylist(scratch.rejects, schema=REJECTS)),
             "source_bytes": source_bytes,
+            "left_out": dict(Counter(row["reason"] for row in scratch.rejects)),
         }
     return _put_marker(marker_url, marker)
 

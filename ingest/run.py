@@ -4,11 +4,10 @@ All truth is in the output folder: a driver that dies is started again and goes 
 the inventory and the scenes' probes as Arrow tables, about 400 bytes per scene, and 1 kB per group.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,27 @@ import pyarrow.parquet as pq
 from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
-from ingest.config import IngestConfig, Recipe, recipe_values
+from ingest.config import IngestConfig, recipe_values
+from ingest.increment import COMPARED, changed_scenes, count_missing
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
+from ingest.output import claim, find_versions, is_alone, refuse_nested, remove_traces, require_conditional_writes
 from ingest.pack import NotDeterministicError, group_url, pack_group
 from ingest.plan import encode_groups, in_one_chunk, plan_id, plan_units
-from ingest.reasons import INVENTORY_CODES, REMEDIES
+from ingest.reasons import REMEDIES
 from ingest.sandbox import Limits
 from ingest.sources import kind_of, scenes_root
 from ingest.toolchain import toolchain
 from shards import storage
 from shards.card import write_card
-from shards.dataset import iter_table, list_versions, read_version
+from shards.dataset import iter_table
 from shards.errors import UserError
 from shards.progress import Progress
-from shards.schema import INVENTORY, SCENES, Version, canonical_json, sha256_hex
+from shards.schema import INVENTORY, SCENES, Version, sha256_hex
 from shards.settle import scene_numbers
 
-_WRITES_AT_ONCE = 16
-_COMPARED = ("path", "size", "etag", "archive", "label", "time", "sensor", "acquisition", "version", "offset")
+_READS_AT_ONCE = _WRITES_AT_ONCE = 16
 
 
 class IncompleteError(RuntimeError):
@@ -77,7 +77,7 @@ def ingest(config: IngestConfig, inventory: pa.Table | None = None) -> Outcome:
         IncompleteError: something outside the scenes failed for good; what is finished is kept.
         NotDeterministicError: the same inputs gave other bytes than before.
     """
-    _refuse_nested(config)
+    refuse_nested(config)
     if inventory is None:
         inventory = build_inventory(config)
     storage.require_writable(config.out)
@@ -89,99 +89,38 @@ def ingest(config: IngestConfig, inventory: pa.Table | None = None) -> Outcome:
 
 
 def _ingest(config: IngestConfig, inventory: pa.Table) -> Outcome:
-    _require_conditional_writes(config)
-    newest, parent = _versions(config)
-    created = _claim(config)
+    require_conditional_writes(config)
+    newest, parent = find_versions(config)
+    created = claim(config)
     try:
         with EventLog(config.out) as log:
             return _Run(config, inventory, newest, parent, log).run()
     except UserError:
-        if created and _is_alone(config.out):
-            _remove_traces(config.out)
+        if created and is_alone(config.out):
+            remove_traces(config.out)
         raise
 
 
-def _refuse_nested(config: IngestConfig) -> None:
-    out, scenes = _place(config.out), _place(config.scenes)
-    if f"{out}/".startswith(f"{scenes}/"):
-        raise UserError(f"--out {config.out} lies inside --scenes {config.scenes}: choose a folder outside of it")
+@dataclass
+class _PackedSoFar:
+    """What the finished groups add up to."""
 
+    tiles: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    shard_bytes: int = 0
+    source_bytes: int = 0
 
-def _place(url: str) -> str:
-    return str(storage.local_path(url).resolve()) if storage.is_local(url) else url.rstrip("/")
+    def add(self, marker: Marker) -> None:
+        self.tiles += marker["samples"]["num_rows"]
+        self.left_out.update(marker["left_out"])
+        self.shard_bytes += sum(shard["size"] for shard in marker["shards"])
+        self.source_bytes += marker["source_bytes"]
 
-
-def _require_conditional_writes(config: IngestConfig) -> None:
-    if not config.single_writer and not storage.creates_only(config.out):
-        raise UserError(
-            f"{config.out}: this store overwrites files that must be created only once (it ignores If-None-Match), "
-            "so two writers could damage a dataset: see that nobody else writes there, and add --single_writer true"
-        )
-
-
-def _recipe(config: IngestConfig) -> Recipe:
-    return Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
-
-
-def _versions(config: IngestConfig) -> tuple[int, Version | None]:
-    """Return the newest version's number (0: none), and the newest one that an ingest made.
-
-    Raises:
-        UserError: it was made with another recipe, or of scenes at another place.
-    """
-    numbers = list_versions(config.out)
-    if not numbers:
-        return 0, None
-    for number in reversed(numbers):
-        version = read_version(config.out, number)
-        if not version.record.get("operations"):
-            break
-    else:
-        raise UserError(f"{config.out} holds selections of another dataset alone: choose another --out")
-    _require_same_recipe(config, version.record.get("recipe", {}), f"version {version.version}")
-    if version.record["scenes"] != config.scenes:
-        raise UserError(
-            f"{config.out} was made from {version.record['scenes']}, not from {config.scenes}: "
-            "choose another --out, or ingest one list that names the scenes of both"
-        )
-    return numbers[-1], version
-
-
-def _require_same_recipe(config: IngestConfig, there: dict[str, Any], what: str) -> None:
-    mine = recipe_values(_recipe(config))
-    other = sorted(name for name in mine.keys() | there.keys() if mine.get(name) != there.get(name))
-    if other:
-        told = ", ".join(f"{name} {there.get(name)!r} instead of {mine.get(name)!r}" for name in other[:3])
-        raise UserError(
-            f"{config.out} already holds {what} of a dataset with another recipe ({told}): "
-            "choose another --out, or the same options"
-        )
-
-
-def _claim(config: IngestConfig) -> bool:
-    """Write the recipe down, so that no other one can begin here meanwhile; return whether it was not there before."""
-    url = storage.join(config.out, "recipe.json")
-    data = canonical_json(recipe_values(_recipe(config)))
-    if storage.create_bytes(url, data):
-        return True
-    _require_same_recipe(config, json.loads(storage.read_bytes(url)), f"the unfinished beginning ({url})")
-    return False
-
-
-def _is_alone(out: str) -> bool:
-    """Say whether no other run has begun here meanwhile: there is no version, and no second inventory."""
-    inventories = storage.join(out, "inventories")
-    begun = storage.list_files(inventories) if storage.exists(inventories) else []
-    return len(begun) <= 1 and not list_versions(out)
-
-
-def _remove_traces(out: str) -> None:
-    """Remove what an ingest that cannot become a dataset has left."""
-    for name in ("inventories", "probes", "groups", "plans"):
-        storage.remove_folder(storage.join(out, name))
-    for name in ("recipe.json", "ingest.jsonl"):
-        storage.remove(storage.join(out, name))
-    storage.remove_empty_folder(out)
+    def line(self, elapsed_s: float) -> str:
+        reasons = ", ".join(f"{count} {code}" for code, count in self.left_out.most_common(2))
+        left_out = f"{self.left_out.total()} left out" + (f" ({reasons})" if reasons else "")
+        rate = f"read {self.source_bytes / 1e6 / elapsed_s:.1f} MB/s"
+        return f"{self.tiles} tiles, {left_out} · {self.shard_bytes / 1e6:.1f} MB in shards · {rate}"
 
 
 class _Run:
@@ -191,7 +130,7 @@ class _Run:
         self, config: IngestConfig, inventory: pa.Table, newest: int, parent: Version | None, log: EventLog
     ) -> None:
         self._config, self._inventory, self._newest, self._parent, self._log = config, inventory, newest, parent, log
-        self._recipe = _recipe(config)
+        self._recipe = config.recipe()
         self._tools = toolchain()
         self._limits = Limits(cpu_s=config.scene_deadline_s, wall_s=3 * config.scene_deadline_s)
         absolute = kind_of(config.scenes) not in ("folder", "zip")
@@ -200,8 +139,8 @@ class _Run:
 
     def run(self) -> Outcome:
         known = self._known_scenes()
-        gone = _count_missing(known["scene"], self._inventory["scene"]) if known is not None else 0
-        wanted = self._inventory if known is None else _changed(self._inventory, known)
+        gone = count_missing(known["scene"], self._inventory["scene"]) if known is not None else 0
+        wanted = self._inventory if known is None else changed_scenes(self._inventory, known)
         self._log.add(
             "started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe_values(self._recipe)
         )
@@ -210,7 +149,7 @@ class _Run:
         with cluster(self._config.address, self._config.workers):
             probes, scenes = self._probe(wanted)
             if known is not None:
-                scenes = _changed(scenes, known)
+                scenes = changed_scenes(scenes, known)
                 if scenes.num_rows == 0 and self._parent:
                     return self._outcome(self._parent, created=False, gone=gone)
             self._require_usable(scenes)
@@ -221,7 +160,7 @@ class _Run:
     def _known_scenes(self) -> pa.Table | None:
         if self._parent is None:
             return None
-        columns = ["scene", "reason", *_COMPARED]
+        columns = ["scene", "reason", *COMPARED]
         return pa.concat_tables(iter_table(self._config.out, self._parent, "scenes", columns))
 
     def _probe(self, inventory: pa.Table) -> tuple[list[str], pa.Table]:
@@ -245,8 +184,7 @@ class _Run:
             self._collect("probe", self._run_tasks(probe_chunk, calls, done))
         self._log.add("probed", scenes=probed, rejected=dict(reasons))
         ordered = [urls[place] for place in sorted(urls)]
-        with ThreadPoolExecutor(_WRITES_AT_ONCE) as threads:
-            tables = list(threads.map(_read_probes, ordered))
+        tables = list(storage.in_order(_READS_AT_ONCE, (partial(_read_probes, url) for url in ordered)))
         return ordered, in_one_chunk(tables)
 
     def _write_inventory(self, inventory: pa.Table) -> tuple[str, int]:
@@ -296,52 +234,32 @@ class _Run:
     def _plan(self, scenes: pa.Table) -> list[str]:
         """Write the groups' units; return their names."""
         units = plan_units(scenes, self._recipe)
-        names: list[str] = []
-
-        def write(group: tuple[str, bytes]) -> str:
-            name, data = group
-            url = group_url(self._config.out, name, ".parquet")
-            if not storage.exists(url):
-                storage.write_bytes(url, data)
-            return name
-
-        with ThreadPoolExecutor(_WRITES_AT_ONCE) as threads:
-            names = list(threads.map(write, encode_groups(units, scenes, self._recipe, self._tools)))
+        groups = encode_groups(units, scenes, self._recipe, self._tools)
+        names = list(storage.in_order(_WRITES_AT_ONCE, (partial(self._write_group, *group) for group in groups)))
         self._log.add("planned", units=units.num_rows, groups=len(names), plan=plan_id(names))
         return names
+
+    def _write_group(self, name: str, data: bytes) -> str:
+        url = group_url(self._config.out, name, ".parquet")
+        if not storage.exists(url):
+            storage.write_bytes(url, data)
+        return name
 
     def _pack(self, groups: list[str]) -> list[Marker]:
         about = self._place, self._recipe, self._limits, self._tools
         calls = [(self._config.out, group, *about) for group in groups]
         markers: dict[int, Marker] = {}
-        tiles = rejects = num_bytes = source_bytes = 0
+        packed = _PackedSoFar()
         with Progress("pack", len(groups), "groups") as progress:
 
             def done(place: int, marker: Marker) -> None:
-                nonlocal tiles, rejects, num_bytes, source_bytes
                 markers[place] = marker
-                tiles += marker["samples"]["num_rows"]
-                rejects += marker["rejects"]["num_rows"]
-                num_bytes += sum(shard["size"] for shard in marker["shards"])
-                source_bytes += marker["source_bytes"]
-                rate = source_bytes / 1e6 / progress.elapsed_s
-                figures = (
-                    f"{tiles} tiles, {rejects} left out · {num_bytes / 1e6:.1f} MB in shards · read {rate:.1f} MB/s"
-                )
-                progress.update(len(markers), figures)
-                self._log.progress(
-                    "pack",
-                    done=len(markers),
-                    total=len(groups),
-                    tiles=tiles,
-                    tiles_left_out=rejects,
-                    shard_bytes=num_bytes,
-                    source_bytes=source_bytes,
-                    retries=dict(storage.retries),
-                )
+                packed.add(marker)
+                progress.update(len(markers), packed.line(progress.elapsed_s))
+                self._log.progress("pack", done=len(markers), total=len(groups), **vars(packed))
 
             failures = self._run_tasks(pack_group, calls, done)
-        self._log.add("packed", groups=len(markers), tiles=tiles, shard_bytes=num_bytes, source_bytes=source_bytes)
+        self._log.add("packed", groups=len(markers), **vars(packed))
         self._collect("group", failures)
         return [markers[place] for place in range(len(groups))]
 
@@ -387,31 +305,3 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _read_probes(url: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read_bytes(url))).cast(SCENES)
-
-
-def _count_missing(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> int:
-    return int(len(known) - pc.sum(pc.is_in(known, value_set=listed.combine_chunks())).as_py())
-
-
-def _changed(scenes: pa.Table, known: pa.Table) -> pa.Table:
-    """Return the rows that are not among the known ones, or differ from them in what is known without opening them."""
-    places = pc.index_in(scenes["scene"], value_set=known["scene"].combine_chunks())
-    there = known.take(places)
-    same = pc.is_valid(places)
-    for name in _COMPARED:
-        mine, theirs = scenes[name], there[name].cast(scenes[name].type)
-        equal = pc.fill_null(pc.equal(mine, theirs), False)
-        # A time that the inventory does not know may have come from the file.
-        both_null = pc.is_null(mine) if name == "time" else pc.and_(pc.is_null(mine), pc.is_null(theirs))
-        same = pc.and_(same, pc.or_(equal, both_null))
-    same = pc.and_(same, _equal_codes(scenes["reason"], there["reason"]))
-    return scenes.filter(pc.invert(same))
-
-
-def _equal_codes(mine: pa.ChunkedArray, theirs: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Compare reasons as far as the inventory gives them: later ones are not known yet."""
-    codes = pa.array(sorted(INVENTORY_CODES), pa.string())
-    first, second = (
-        pc.fill_null(pc.if_else(pc.is_in(column, value_set=codes), column, ""), "") for column in (mine, theirs)
-    )
-    return pc.equal(first, second)

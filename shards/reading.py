@@ -7,11 +7,13 @@ Cost on an object store: `read_bytes` a HEAD and a GET (several ranged GETs abov
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -29,6 +31,9 @@ GAP_BYTES = 64 * 2**10
 JOINED_BYTES = 16 * 2**20
 """Ranges are not joined beyond this, so that large ones are read in parallel."""
 READS_AT_ONCE = 8
+
+
+Result = TypeVar("Result")
 
 
 class SourceChangedError(OSError):
@@ -145,7 +150,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         with local_path(url).open("rb") as file:
             return [_pread(file, offset, size) for offset, size in ranges]
     joined = join_ranges(ranges)
-    bodies = _in_order(READS_AT_ONCE, [partial(read_range, url, *at) for at, _ in joined])
+    bodies = in_order(READS_AT_ONCE, [partial(read_range, url, *at) for at, _ in joined])
     pieces = [b""] * len(ranges)
     for ((start, _), members), body in zip(joined, bodies, strict=True):
         for member in members:
@@ -175,18 +180,23 @@ def join_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int]
     return joined
 
 
-def _in_order(at_once: int, calls: Sequence[Callable[[], bytes]]) -> Iterator[bytes]:
-    """Yield the calls' results in order, that many calls running or waiting to be taken at a time."""
-    if len(calls) <= 1:
-        yield from (call() for call in calls)
+def in_order(at_once: int, calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """Yield the calls' results in order, that many calls running or waiting to be taken at a time.
+
+    Calls are taken from the iterable only when there is room for them, so memory is bounded.
+    """
+    remaining = iter(calls)
+    first = list(islice(remaining, 2))
+    if len(first) < 2:
+        yield from (call() for call in first)
         return
-    with ThreadPoolExecutor(min(at_once, len(calls))) as pool:
-        running = [pool.submit(call) for call in calls[:at_once]]
+    remaining = chain(first, remaining)
+    with ThreadPoolExecutor(at_once) as pool:
+        running = deque(pool.submit(call) for call in islice(remaining, at_once))
         try:
-            for number in range(len(calls)):
-                result = running.pop(0).result()
-                if number + at_once < len(calls):
-                    running.append(pool.submit(calls[number + at_once]))
+            while running:
+                result = running.popleft().result()
+                running.extend(pool.submit(call) for call in islice(remaining, 1))
                 yield result
         finally:
             for future in running:
@@ -239,7 +249,7 @@ def _copy_local(url: str, file: BinaryIO) -> int:
 def _download(url: str, file: BinaryIO, size: int) -> int:
     starts = range(0, size, FETCH_BYTES)
     calls = [partial(read_range, url, at, min(FETCH_BYTES, size - at)) for at in starts]
-    for body in _in_order(FETCHES_AT_ONCE, calls):
+    for body in in_order(FETCHES_AT_ONCE, calls):
         file.write(body)
     return file.tell()
 
