@@ -16,7 +16,7 @@ import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError  # GDAL's own, where rasterio passes them on
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
 
@@ -75,11 +75,6 @@ def _rejecting() -> Iterator[None]:
         if "memory" in one_line(error).lower():
             raise MemoryError(str(error)) from error
         raise SceneRejectedError("corrupt", one_line(error)) from error
-
-
-def has_palette(source: Any) -> bool:
-    """Say whether the colours of a one-band file come from a table in it."""
-    return bool(source.count == 1 and source.colorinterp[0] == ColorInterp.palette)
 
 
 def palette_of(source: Any) -> NDArray[np.uint8]:

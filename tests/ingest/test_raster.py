@@ -126,12 +126,10 @@ def test_palettes(tmp_path):
     colormap = {1: (9, 8, 7, 255), 2: (1, 2, 3, 0)}
     path = write(tmp_path / "x.tif", land(1), colormap=colormap)
     with raster.open_raster(path, "GTiff") as source:
-        assert raster.has_palette(source)
         table = raster.palette_of(source)
     assert table.shape == (256, 4)
     assert table[1].tolist() == [9, 8, 7, 255]
     with raster.open_raster(write(tmp_path / "grey.tif", land(1)), "GTiff") as source:
-        assert not raster.has_palette(source)
         assert code(raster.palette_of, source) == "corrupt"
 
 
