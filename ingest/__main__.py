@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ingest.config import IngestConfig
+from ingest.config import IngestConfig, RebuildConfig
 from shards import cli
 
 if TYPE_CHECKING:
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Turn a folder or bucket of GeoTIFF, COG, JP2, PNG and JPEG scenes into a dataset of WebDataset shards.
 The same scenes and options give the same bytes, whatever the number of workers.
+`python -m ingest --rebuild URL [--version N] --out URL` builds a dataset again from its own record and compares.
 `python -m ingest sample --out FOLDER` makes sample scenes and labelled chips to try everything with."""
+_REBUILD = """Build a dataset again from its own record, and compare: exit 0 if the digests are equal, 1 with a list of
+what differs if not."""
 
 _SHOWN_FAILURES = 20
 
@@ -45,29 +48,18 @@ def _incomplete(error: IncompleteError) -> int:
 
 
 def _rebuild(argv: list[str]) -> int:
-    parser = cli.make_parser(
-        "ingest", "Build a dataset again from its own record, and compare: exit 0 if the digests are equal, 1 if not."
-    )
-    parser.add_argument("--rebuild", type=str, required=True, help="the dataset: a folder or bucket URL")
-    parser.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
-    parser.add_argument("--out", type=str, required=True, help="folder or bucket URL to build into")
-    parser.add_argument("--scenes", type=str, default="", help="where the scenes lie now, if they were moved")
-    parser.add_argument("--workers", type=int, default=0, help="processes on this machine; 0: one per core")
-    parser.add_argument("--address", type=str, default="", help="an existing Ray cluster to run on")
-    options = cli.parse(parser, argv)
+    config = cli.parse_config("ingest", _REBUILD, RebuildConfig, argv)
     from ingest.rebuild import rebuild
     from ingest.run import IncompleteError
 
     try:
-        result = rebuild(
-            options.rebuild, options.version, options.out, options.scenes, options.workers, options.address
-        )
+        result = rebuild(config)
     except IncompleteError as error:
         return _incomplete(error)
     for line in result.lines:
         print(line)
-    print(f"{options.rebuild} version {result.original.version}  digest {result.original.digest}")
-    print(f"{options.out} version {result.rebuilt.version}  digest {result.rebuilt.digest}")
+    print(f"{config.rebuild} version {result.original.version}  digest {result.original.digest}")
+    print(f"{config.out} version {result.rebuilt.version}  digest {result.rebuilt.digest}")
     print("equal: the rebuilt dataset has the same content" if result.equal else "NOT equal, see above")
     return 0 if result.equal else 1
 

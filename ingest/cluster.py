@@ -3,10 +3,11 @@
 Ray gets a path and a number per task and gives back a few hundred bytes; pixels never pass its object store.
 """
 
-import itertools
+import functools
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,20 @@ import ray
 
 _CORES_INTERVAL_S = 10.0
 _LONGEST_PAUSE_S = 30.0
+_LATE_EXIT = 70  # of a worker that its watchdog ended
 
 Result = TypeVar("Result")
 
 
 @contextmanager
 def cluster(address: str, workers: int) -> Iterator[None]:
-    """Join the Ray cluster at an address, or start a local one of so many workers (0: one per core)."""
+    """Join the Ray cluster at an address, or start a local one of so many workers (0: one per core).
+
+    A process that is connected to a cluster already stays with that one, and stays connected afterwards.
+    """
+    if ray.is_initialized():
+        yield
+        return
     if address:
         _require_answer(address)
         try:
@@ -73,8 +81,6 @@ class Failure:
 class _Task:
     place: int
     tried: int = 0
-    begun_s: float = 0.0
-    """When it was among the first that the cluster has cores for."""
     due_s: float = 0.0
     """Not before this moment."""
 
@@ -91,6 +97,7 @@ def run_tasks(
     attempts: int,
     deadline_s: float,
     fatal: tuple[type[Exception], ...] = (UserError,),
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Failure]:
     """Run task(*call) on the cluster for each call; return the failures, empty if all went well.
 
@@ -102,10 +109,30 @@ def run_tasks(
         calls: its arguments, small.
         done: called with (place, result) in the order in which tasks finish.
         attempts: at least 1.
-        deadline_s: of one attempt.
+        deadline_s: of one attempt, from when it really begins.
         fatal: errors that stop the whole work and are raised as they are.
+        tick: called about once a second, whether anything was done or not.
     """
-    return _Runner(task, calls, done, attempts, deadline_s, fatal).run()
+    return _Runner(task, calls, done, attempts, deadline_s, fatal, tick).run()
+
+
+def _watched(task: Callable[..., Result], deadline_s: float) -> Callable[..., Result]:
+    """Return the task with a watchdog that ends its worker at the deadline.
+
+    The clock runs where the work is: the driver cannot tell a task that works from one that waits for a core.
+    """
+
+    @functools.wraps(task)
+    def watched(*call: Any) -> Result:
+        watchdog = threading.Timer(deadline_s, os._exit, [_LATE_EXIT])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return task(*call)
+        finally:
+            watchdog.cancel()
+
+    return watched
 
 
 class _Runner:
@@ -117,8 +144,10 @@ class _Runner:
         attempts: int,
         deadline_s: float,
         fatal: tuple[type[Exception], ...],
+        tick: Callable[[], None],
     ) -> None:
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(task)
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(_watched(task, deadline_s))
+        self._tick = tick
         self._calls, self._done, self._fatal = calls, done, fatal
         self._attempts, self._deadline_s = attempts, deadline_s
         self._waiting = iter(range(len(calls)))
@@ -136,7 +165,7 @@ class _Runner:
                     time.sleep(0.2)
                 for reference in ready:
                     self._finish(reference, self._running.pop(reference))
-                self._stop_late()
+                self._tick()
         except BaseException:
             for reference in self._running:
                 ray.cancel(reference, force=True)
@@ -150,10 +179,7 @@ class _Runner:
             self._cores, self._cores_asked_s = max(1, int(ray.cluster_resources().get("CPU", 1))), now_s
         while len(self._running) < 2 * self._cores and (task := self._next(now_s)):
             task.tried += 1
-            task.begun_s = 0.0
             self._running[self._remote.remote(*self._calls[task.place])] = task
-        for task in itertools.islice(self._running.values(), self._cores):
-            task.begun_s = task.begun_s or now_s
         return bool(self._running)
 
     def _next(self, now_s: float) -> _Task | None:
@@ -170,7 +196,9 @@ class _Runner:
         except ray.exceptions.RayTaskError as error:
             self._failed(task, error.cause if isinstance(error.cause, Exception) else error)
         except ray.exceptions.RayError as error:  # a worker that died, ran out of memory, or was stopped
-            self._failed(task, _Lost(f"the worker was lost ({type(error).__name__})"))
+            self._failed(
+                task, _Lost(f"the worker died or was not done after {self._deadline_s:g} s ({type(error).__name__})")
+            )
         else:
             self._done(task.place, result)
 
@@ -184,11 +212,3 @@ class _Runner:
         told = " ".join(str(error).split()) or type(error).__name__
         tried = f" (tried {task.tried} times)" if task.tried > 1 else ""
         self._failures.append(Failure(task.place, f"{told[-500:]}{tried}"))
-
-    def _stop_late(self) -> None:
-        now_s = time.monotonic()
-        for reference, task in list(self._running.items()):
-            if task.begun_s and now_s - task.begun_s > self._deadline_s:
-                del self._running[reference]
-                ray.cancel(reference, force=True)
-                self._failed(task, _Lost(f"not done after {self._deadline_s:.0f} s"))

@@ -7,9 +7,10 @@ tiles, and what a `SceneTally` holds.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -153,24 +154,16 @@ class _Kept:
     def write(self) -> tuple[TableFile, ...]:
         """Write the samples; files of the parent that lose no row stay."""
         packed = self._packed
-        stay: list[TableFile] = []
-        shortened: list[pa.Table] = []
-        if packed.parent:
-            for file in packed.parent.tables["samples"]:
-                one = replace(packed.parent, tables={**packed.parent.tables, "samples": (file,)})
-                (table,) = iter_table(packed.out, one, "samples", SAMPLES.names)
-                left = self._left(_without(table, packed.fresh))
-                if left.num_rows == table.num_rows:
-                    stay.append(file)
-                else:
-                    shortened.append(left.cast(SAMPLES))
-        added = write_table(packed.out, "samples", _chain(shortened, self.new(SAMPLES.names)))
-        return (*stay, *(file for file in added if file.num_rows or not stay))
-
-
-def _chain(*parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    for part in parts:
-        yield from part
+        files: list[TableFile] = []
+        for file in packed.parent.tables["samples"] if packed.parent else ():
+            assert packed.parent
+            one = replace(packed.parent, tables={**packed.parent.tables, "samples": (file,)})
+            (table,) = iter_table(packed.out, one, "samples", SAMPLES.names)
+            left = self._left(_without(table, packed.fresh))
+            # A shortened file takes the place of the old one, so that a shard's samples stay together.
+            files += [file] if left.num_rows == table.num_rows else write_table(packed.out, "samples", [left])
+        files += write_table(packed.out, "samples", self.new(SAMPLES.names))
+        return tuple(file for file in files if file.num_rows)
 
 
 def _tile_rejects(packed: Packed, doubles: pa.Table) -> Iterator[pa.Table]:
@@ -188,7 +181,7 @@ def _duplicate_rejects(packed: Packed, doubles: pa.Table) -> pa.Table:
     parts = [SAMPLES.empty_table().select(columns)]
     parts += [
         table.filter(pc.is_in(table["key"], value_set=keys))
-        for table in _chain(packed.old_tables("samples", columns), packed.group_tables("samples", columns))
+        for table in chain(packed.old_tables("samples", columns), packed.group_tables("samples", columns))
     ]
     tiles = pa.concat_tables(parts).join(doubles, "key").sort_by("key")
     paths = [pa.table({"scene": pa.array([], pa.string()), "path": pa.array([], pa.string())})]
@@ -229,7 +222,7 @@ def _write(packed: Packed, kept: _Kept, doubles: pa.Table, tally: SceneTally, us
             "samples": samples,
             "shards": write_table(packed.out, "shards", [shards]),
             "scenes": scenes,
-            "rejects": write_table(packed.out, "rejects", _chain(whole, _tile_rejects(packed, doubles))),
+            "rejects": write_table(packed.out, "rejects", chain(whole, _tile_rejects(packed, doubles))),
         },
         record=packed.record,
     )

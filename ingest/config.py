@@ -31,11 +31,12 @@ class Recipe:
     Empty: found by description, colour or position.
     """
     file_pattern: str = ""
-    """Regular expression (RE2) that finds out about a file from its path; empty: every file is a scene.
+    """Regular expression that finds out about a file from its path; empty: every file is a scene.
 
-    Named groups, all optional: scene (files with equal text make one scene of several files), band (names a file in
-    source_bands), time (YYYYMMDD, with or without THHMMSS), acquisition and version (of one acquisition the highest
-    version is kept), sensor, label. Files that do not match are left out as pattern_mismatch.
+    Of the syntax that RE2 and Python share. Named groups, all optional: scene (files with equal text make one scene of
+    several files), band (names a file in source_bands), time (YYYYMMDD, with or without THHMMSS), acquisition and
+    version (of one acquisition the highest version is kept), sensor, label. Files that do not match are left out as
+    pattern_mismatch.
     """
     replicate_grey: bool = False
     """Let a one-band scene supply all bands."""
@@ -108,6 +109,8 @@ class Recipe:
     """Written into every tile's metadata."""
     max_scene_gb: float = 32.0
     """Scenes with more uncompressed bytes (10⁹) are rejected: decompression bombs."""
+    max_scene_cpu_s: float = 600.0
+    """Pieces of a scene (see the plan's units) whose decoding takes more CPU time, seconds, are left out."""
 
     def __post_init__(self) -> None:
         for name, low, high in [
@@ -119,6 +122,7 @@ class Recipe:
             ("jpeg_quality", 1, 100),
             ("shard_mb", 0.1, 4096),
             ("max_scene_gb", 1e-6, 1e6),
+            ("max_scene_cpu_s", 0.1, 1e6),
             ("low", -1e30, 1e30),
             ("high", -1e30, 1e30),
             ("offset", -1e30, 1e30),
@@ -203,17 +207,9 @@ def _require_patterns(recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestConfig(Recipe):
-    """One ingest run."""
+class RunOptions:
+    """How and where a run works; nothing of it decides bytes."""
 
-    scenes: str
-    """Folder or bucket URL with the scenes, searched recursively (zip files are folders); or a list of them.
-
-    A list: a .csv or .parquet file with a column url or path (and label, time, sensor, acquisition, version, offset
-    if known), a STAC ItemCollection or catalogue (.json), or stac-geoparquet (.parquet).
-    """
-    out: str
-    """Folder or bucket URL of the dataset to make."""
     allow: tuple[str, ...] = ()
     """URL prefixes that a list may name besides its own folder, such as s3://archive/ or https://host/."""
     workers: int = 0
@@ -224,17 +220,13 @@ class IngestConfig(Recipe):
     """How often a group of work is tried before the run goes on without it and ends with exit code 1."""
     group_deadline_s: float = 3600.0
     """A group that takes longer, seconds, is stopped and tried again."""
-    scene_deadline_s: float = 600.0
-    """A decoder that works longer on one piece of a scene, seconds, is stopped; its group is tried again."""
+    scene_deadline_s: float = 1800.0
+    """A decoder that gives no answer about one piece of a scene for so long, seconds of the clock, is stopped; its
+    group is tried again."""
     single_writer: bool = False
     """Nobody else writes to `out`: needed for stores that cannot create a file only if it is not there yet."""
 
-    def recipe(self) -> Recipe:
-        """Return the recipe alone."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
-
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, low, high in [
             ("workers", 0, 4096),
             ("attempts", 1, 100),
@@ -243,3 +235,39 @@ class IngestConfig(Recipe):
         ]:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}: choose a value from {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(Recipe, RunOptions):
+    """One ingest run."""
+
+    scenes: str
+    """Folder or bucket URL with the scenes, searched recursively (zip files are folders); or a list of them.
+
+    A list: a .csv or .parquet file with a column url or path (and label, time, sensor, acquisition, version, offset
+    if known), a STAC ItemCollection or catalogue (.json), or stac-geoparquet (.parquet).
+    """
+    out: str
+    """Folder or bucket URL of the dataset to make."""
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        RunOptions.__post_init__(self)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe alone."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildConfig(RunOptions):
+    """Building a version again from its own record."""
+
+    rebuild: str
+    """The dataset: a folder or bucket URL."""
+    version: int | None = None
+    """Its version; the newest by default."""
+    out: str
+    """Folder or bucket URL to build into; holds no dataset yet."""
+    scenes: str = ""
+    """Where the scenes lie now, if they were moved; empty: where they lay."""

@@ -4,7 +4,10 @@ A unit is a rectangle of the scene's tile grid. Source rows are read in steps th
 are kept until the last tile that needs them is cut, so that each block is decoded once; only a unit too wide for
 memory is cut in parts. Tiles go to a scratch file one by one.
 
-Memory: one step of source rows (at most 128 MB of values, or one row of tiles) and its scaled copy.
+Memory: source rows come in steps of at most 128 MB of values, without averaging at least a row of tiles; masks and the
+scaled copy take up to twice that again, two rows of tiles the rest. A unit too wide for this, down to one tile, is cut
+in parts. Where n × n pixels are averaged a step is at least one row of the file's blocks (or n rows) across a tile:
+26 MB for n = 32, tiles of 512² × 3 bytes and blocks of 512 rows, 80 MB for n = 100.
 """
 
 import functools
@@ -159,16 +162,20 @@ class _Cutter:
 
     def _parts(self) -> Iterator[list[int]]:
         """Yield the columns in parts of which one step of rows fits into memory: mostly all at once."""
-        factor = self._unit["factor"]
-        height = self._recipe.tile_px * factor + self._block_rows()
-        value_bytes = len(self._recipe.bands) * np.dtype(self._unit["dtype"]).itemsize
-        width = max(1, _STEP_BYTES // (height * value_bytes * factor))
+        factor, block = self._unit["factor"], self._block_rows()
+        height = self._recipe.tile_px + block // factor
+        if factor > 1:  # of a step the narrowest, and the rows that it leaves for the next one
+            height += (block + factor) * factor
+        width = max(1, _STEP_BYTES // (height * self._pixel_bytes()))
         start = 0
         for place, x in enumerate(self._xs):
             if x + self._recipe.tile_px - self._xs[start] > width and place > start:
                 yield self._xs[start:place]
                 start = place
         yield self._xs[start:]
+
+    def _pixel_bytes(self) -> int:
+        return len(self._recipe.bands) * int(np.dtype(self._unit["dtype"]).itemsize)
 
     def _block_rows(self) -> int:
         block = int(self._unit["block_height"])
@@ -206,10 +213,26 @@ class _Cutter:
         """Read a rectangle of grid pixels."""
         factor = self._unit["factor"]
         window = Window(left * factor, top * factor, (right - left) * factor, (bottom - top) * factor)
-        strip = scene.read(window, self._recipe)
-        if factor > 1:
-            strip = _averaged(strip, factor)
+        strip = scene.read(window, self._recipe) if factor == 1 else self._read_averaged(scene, window)
         return _finished(strip, left, top, self._unit, self._recipe)
+
+    def _read_averaged(self, scene: Scene, window: Window) -> Strip:
+        """Read source pixels in steps of whole blocks and average each; rows left over wait for the next step."""
+        factor, block = self._unit["factor"], self._block_rows()
+        step = max(block, _STEP_BYTES // (window.width * self._pixel_bytes()) // block * block)
+        top, bottom = window.row_off, window.row_off + window.height
+        ends = [*range((top // block) * block + step, bottom, step), bottom]
+        parts: list[Strip] = []
+        left: Strip | None = None
+        for end in ends:
+            strip = scene.read(Window(window.col_off, top, window.width, end - top), self._recipe)
+            strip = strip if left is None else _stacked([left, strip])
+            whole = strip.values_CHW.shape[1] // factor * factor
+            if whole:
+                parts.append(_averaged(_rows(strip, slice(whole)), factor))
+            rest = _rows(strip, slice(whole, None))
+            left, top = (_stacked([rest]) if rest.values_CHW.shape[1] else None), end  # a copy, so that the step may go
+        return _stacked(parts)
 
     def _cut_alone(self, scene: Scene, x: int, y: int) -> None:
         """Cut one tile from a window of its own, or reject it."""
@@ -322,9 +345,29 @@ def _warped(scene: Scene, unit: Mapping[str, Any], x: int, y: int, recipe: Recip
     return Strip(values, warped_valid, cloudy)
 
 
+def _rows(strip: Strip, rows: slice) -> Strip:
+    """Return rows of a strip, without a copy."""
+    planes = (strip.valid_HW, strip.cloudy_HW)
+    return Strip(strip.values_CHW[:, rows], *(None if plane is None else plane[rows] for plane in planes))
+
+
+def _stacked(strips: Sequence[Strip]) -> Strip:
+    """Return strips of one width on top of each other."""
+    values = np.concatenate([strip.values_CHW for strip in strips], axis=1)
+    valid, cloudy = None, None
+    if any(strip.valid_HW is not None for strip in strips):
+        valid = np.concatenate([_known(strip) for strip in strips])
+    if strips[0].cloudy_HW is not None:
+        cloudy = np.concatenate([strip.cloudy_HW for strip in strips])
+    return Strip(values, valid, cloudy)
+
+
+def _known(strip: Strip) -> NDArray[np.bool_]:
+    return np.ones(strip.values_CHW.shape[1:], np.bool_) if strip.valid_HW is None else strip.valid_HW
+
+
 def _averaged(strip: Strip, factor: int) -> Strip:
-    everywhere = np.ones(strip.values_CHW.shape[1:], np.bool_) if strip.valid_HW is None else strip.valid_HW
-    values, valid = downsample(strip.values_CHW, everywhere, factor)
+    values, valid = downsample(strip.values_CHW, _known(strip), factor)
     if strip.cloudy_HW is None:
         return Strip(values, valid, None)
     height, width = values.shape[1:]

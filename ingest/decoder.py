@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -18,13 +19,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from rasterio.errors import RasterioError
+
 import ingest  # noqa: F401  (GDAL's settings stand before rasterio is imported)
 from ingest.config import Recipe, recipe_of
 from ingest.cut import cut_units
 from ingest.probe import probe_scene
+from ingest.raster import one_line
 from ingest.reasons import SceneRejectedError
 from ingest.scene import SceneFile
-from ingest.scratch import is_disk_full
 
 _FRAME = struct.Struct("<cQ")
 _PIECE = 64 * 2**10  # read-ahead of a remote file's headers
@@ -61,14 +64,19 @@ def _answer(call: dict[str, Any], requests: IO[bytes], answers: IO[bytes]) -> tu
         return b"X", {"code": rejection.code, "detail": rejection.detail}
     except MemoryError:
         return b"M", None
-    except OSError as error:
-        if not is_disk_full(error):
-            return b"E", {"trace": traceback.format_exc()}
-        return b"F", {"errno": error.errno, "told": error.strerror}
-    except Exception:
-        return b"E", {"trace": traceback.format_exc()}
+    except Exception as error:
+        # What has a number comes from the system: of disks, which are the world's. But GDAL's errors are of this kind.
+        if isinstance(error, OSError) and error.errno and not isinstance(error, RasterioError):
+            return b"F", {"errno": error.errno, "told": error.strerror}
+        return b"E", {"told": _told(error)}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _told(error: Exception) -> str:
+    """Return an error's type, the function that it comes from and its message: the same for the same scene."""
+    function = traceback.extract_tb(error.__traceback__)[-1].name
+    return f"{type(error).__name__} in {function}: {re.sub(r'0x[0-9a-fA-F]+', '0x…', one_line(error))}"
 
 
 def _probe(call: dict[str, Any], files: Sequence[SceneFile], recipe: Recipe) -> dict[str, Any]:

@@ -1,38 +1,104 @@
-"""What is new in an archive since a version was made: pure functions of tables."""
+"""What is new in an archive since a version was made: pure functions of tables.
+
+A grown dataset must equal one that is made at once. So besides new and changed scenes those are worked on again whose
+tiles were left out in favour of tiles that now may go, and a newer version of an acquisition takes the place of an
+older one even if the older file is gone.
+"""
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.reasons import INVENTORY_CODES
+from ingest.inventory import supersede
+from ingest.reasons import INVENTORY_CODES, PASSING_CODES
+from shards.schema import INVENTORY
 
-COMPARED = ("path", "size", "etag", "archive", "label", "time", "sensor", "acquisition", "version", "offset")
-"""Columns of a scene that are known before it is opened; another value makes it a changed one."""
-
-
-def count_missing(known: pa.ChunkedArray, listed: pa.ChunkedArray) -> int:
-    """Return how many known scene ids are not listed any more."""
-    return int(len(known) - pc.sum(pc.is_in(known, value_set=listed.combine_chunks())).as_py())
+_COMPARED = ("path", "size", "etag", "archive", "label", "time", "sensor", "acquisition", "version", "offset")
 
 
-def changed_scenes(scenes: pa.Table, known: pa.Table) -> pa.Table:
-    """Return the rows that are not among the known ones, or differ from them in what is known without opening them."""
+def count_missing(known: pa.Table, inventory: pa.Table) -> int:
+    """Return how many known scenes are not in the inventory any more."""
+    return int(known.num_rows - pc.sum(_is_in(known["scene"], inventory["scene"])).as_py())
+
+
+def scenes_to_probe(inventory: pa.Table, known: pa.Table, doubles: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """Return the rows to probe (INVENTORY), and the ids of those to be packed again whatever the probe says.
+
+    Args:
+        inventory: what there is now.
+        known: the columns INVENTORY of the version's scenes.
+        doubles: columns scene and kept: tiles that were left out as duplicates, by the scenes of both tiles.
+    """
+    listed = _with_superseded(inventory, known)
+    changed = _changed(listed, known, probed=False)
+    again = _again(changed.filter(_is_in(changed["scene"], known["scene"]))["scene"], doubles, listed["scene"])
+    chosen = pc.or_(_is_in(listed["scene"], changed["scene"]), _is_in(listed["scene"], again))
+    return listed.filter(chosen), again
+
+
+def scenes_to_pack(probed: pa.Table, known: pa.Table, again: pa.Array) -> pa.Table:
+    """Return the probed scenes that differ from the known ones, and those that are to be packed again."""
+    changed = _changed(probed, known, probed=True)["scene"]
+    return probed.filter(pc.or_(_is_in(probed["scene"], changed), _is_in(probed["scene"], again)))
+
+
+def _with_superseded(inventory: pa.Table, known: pa.Table) -> pa.Table:
+    """Return the inventory after its acquisitions met those of scenes that are gone; such scenes join if they lose."""
+    is_gone = pc.and_(pc.invert(_is_in(known["scene"], inventory["scene"])), pc.is_valid(known["acquisition"]))
+    gone = known.filter(is_gone).select(INVENTORY.names)
+    open_ = pc.invert(_is_in(gone["reason"], pa.array(INVENTORY_CODES)))
+    gone = _set(gone, "reason", pc.if_else(open_, pa.scalar(None, pa.string()), gone["reason"]))
+    both = pa.concat_tables([inventory.cast(INVENTORY), gone.cast(INVENTORY)])
+    for name in ("path", "detail"):
+        both = _set(both, name, both[name].cast(pa.large_string()))
+    settled = supersede(both.combine_chunks())
+    mine = settled.slice(0, inventory.num_rows)
+    lost = settled.slice(inventory.num_rows).filter(
+        pc.and_(open_, pc.equal(settled["reason"].slice(inventory.num_rows), "superseded"))
+    )
+    return pa.concat_tables([mine, lost]).cast(INVENTORY).sort_by("scene")
+
+
+def _changed(scenes: pa.Table, known: pa.Table, *, probed: bool) -> pa.Table:
+    """Return the rows that are not among the known ones, or differ from them.
+
+    Before the probe a scene that was rejected for what may pass (a missing file, say) counts as changed; after it only
+    if that is so.
+    """
     places = pc.index_in(scenes["scene"], value_set=known["scene"].combine_chunks())
     there = known.take(places)
     same = pc.is_valid(places)
-    for name in COMPARED:
+    for name in _COMPARED:
         mine, theirs = scenes[name], there[name].cast(scenes[name].type)
         equal = pc.fill_null(pc.equal(mine, theirs), False)
         # A time that the inventory does not know may have come from the file.
         both_null = pc.is_null(mine) if name == "time" else pc.and_(pc.is_null(mine), pc.is_null(theirs))
         same = pc.and_(same, pc.or_(equal, both_null))
-    same = pc.and_(same, _equal_codes(scenes["reason"], there["reason"]))
-    return scenes.filter(pc.invert(same))
+    same = pc.and_(same, pc.equal(_codes(scenes["reason"], INVENTORY_CODES), _codes(there["reason"], INVENTORY_CODES)))
+    passing = _codes(there["reason"], PASSING_CODES)
+    now = _codes(scenes["reason"], PASSING_CODES) if probed else ""
+    return scenes.filter(pc.invert(pc.and_(same, pc.equal(passing, now))))
 
 
-def _equal_codes(mine: pa.ChunkedArray, theirs: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Compare reasons as far as the inventory gives them: later ones are not known yet."""
-    codes = pa.array(sorted(INVENTORY_CODES), pa.string())
-    first, second = (
-        pc.fill_null(pc.if_else(pc.is_in(column, value_set=codes), column, ""), "") for column in (mine, theirs)
-    )
-    return pc.equal(first, second)
+def _again(changed: pa.ChunkedArray, doubles: pa.Table, listed: pa.ChunkedArray) -> pa.Array:
+    """Return the scenes of tiles that were left out in favour of a changed scene's, and so on; as far as listed."""
+    found = changed
+    while True:
+        more = pc.unique(doubles["scene"].filter(_is_in(doubles["kept"], found)))
+        more = more.filter(pc.and_(pc.invert(_is_in(more, found)), _is_in(more, listed)))
+        if not len(more):
+            break
+        found = pa.chunked_array([*found.chunks, more])
+    return found.filter(pc.invert(_is_in(found, changed))).combine_chunks() if len(found) else pa.array([], pa.string())
+
+
+def _codes(reasons: pa.ChunkedArray, codes: tuple[str, ...]) -> pa.ChunkedArray:
+    """Return the reasons that are among the codes, as texts; empty for all others and none."""
+    return pc.if_else(pc.fill_null(_is_in(reasons, pa.array(codes)), False), pc.fill_null(reasons, ""), "")
+
+
+def _is_in(values: pa.ChunkedArray | pa.Array, among: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    return pc.is_in(values, value_set=among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among)
+
+
+def _set(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)

@@ -1,23 +1,26 @@
 """Probe many scenes: one Ray task per chunk of the inventory, its result kept under a name made of all its inputs.
 
 So a probe is done once per content: an interrupted run, a later version and a rebuild find it, as long as sizes,
-ETags, recipe and tools are the same.
+ETags, recipe and tools are the same. Scenes that were rejected for what may pass (PASSING_CODES: missing, unreadable,
+too much for the decoder) are the exception: each run looks at them again.
 """
 
 import errno
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.access import Place, reach
 from ingest.config import Recipe, recipe_json
-from ingest.reasons import SceneRejectedError
-from ingest.sandbox import Decoder, Limits, decoder
+from ingest.reasons import PASSING_CODES, SceneRejectedError
+from ingest.sandbox import Decoder, Limits, decoder, faults_named
 from ingest.scene_row import from_json, scene_files, to_json
 from ingest.toolchain import require_toolchain
 from shards import storage
@@ -42,7 +45,7 @@ def probe_chunk(
         tools: versions that this process must have, too.
 
     Raises:
-        OSError: a scene cannot be reached, or changed meanwhile.
+        OSError: a scene cannot be reached, or changed meanwhile; a store refuses access.
     """
     require_toolchain(tools)
     rows = _read_chunk(inventory, chunk).to_pylist()
@@ -50,13 +53,29 @@ def probe_chunk(
         rows = list(threads.map(lambda row: _resolved(place, row), rows))
     told = canonical_json({"rows": [to_json(row) for row in rows], "recipe": recipe_json(recipe), "tools": dict(tools)})
     url = storage.join(out, "probes", f"{sha256_hex(told)[:32]}.parquet")
-    if storage.exists(url):
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=["reason"])
-    else:
-        table = pa.Table.from_pylist([probe_row(decoder(limits), place, row, recipe) for row in rows], schema=SCENES)
+    kept = pq.read_table(pa.BufferReader(storage.read_bytes(url))) if storage.exists(url) else None
+    table = _completed(kept, rows, lambda row: probe_row(decoder(limits), place, row, recipe))
+    if kept is None or not table.equals(kept):
         storage.write_bytes(url, encode_table(table))
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason)
     return {"url": url, "num_rows": table.num_rows, "reasons": dict(reasons)}
+
+
+def _completed(
+    kept: pa.Table | None, rows: Sequence[dict[str, Any]], probe: Callable[[dict[str, Any]], dict[str, Any]]
+) -> pa.Table:
+    """Return the probes of all rows (SCENES, in their order), of kept ones those that do not pass."""
+    passing = np.ones(len(rows), np.bool_)
+    if kept is not None:
+        assert kept["scene"].to_pylist() == [row["scene"] for row in rows]
+        passing = pc.is_in(kept["reason"], pa.array(PASSING_CODES)).to_numpy()
+        if not passing.any():
+            return kept
+    table = pa.Table.from_pylist([probe(rows[place]) for place in np.flatnonzero(passing).tolist()], schema=SCENES)
+    if kept is None:
+        return table
+    order = np.argsort(np.concatenate([np.flatnonzero(passing), np.flatnonzero(~passing)]))
+    return pa.concat_tables([table, kept.filter(pa.array(~passing))]).take(pa.array(order)).combine_chunks()
 
 
 class _Ranged(io.RawIOBase):
@@ -96,16 +115,26 @@ def _resolved(place: Place, row: dict[str, Any]) -> dict[str, Any]:
     if row["reason"] or row["archive"] or all(file["etag"] and file["size"] is not None for file in files):
         return row
     try:
-        found = [storage.stat(place.url(file["path"])) for file in files]
+        found = [_stat(place.url(file["path"])) for file in files]
     except FileNotFoundError:
         return row | {"reason": "missing", "detail": "listed, but not there"}
-    except PermissionError:
-        return row | {"reason": "unreadable", "detail": "permission denied"}
+    except SceneRejectedError as rejection:
+        return row | {"reason": rejection.code, "detail": rejection.detail}
     size, etag = sum(info.size for info in found), found[0].etag
     if row["files"]:
         files = [file | {"size": info.size, "etag": info.etag} for file, info in zip(files, found, strict=True)]
         return row | {"files": files, "size": size, "etag": sha256_hex(canonical_json([f["etag"] for f in files]))[:32]}
     return row | {"size": size, "etag": etag}
+
+
+def _stat(url: str) -> storage.FileInfo:
+    try:
+        return storage.stat(url)
+    except PermissionError as error:
+        if storage.is_local(url):
+            raise SceneRejectedError("unreadable", "permission denied") from error
+        # A store also says so of a token that expired and of a clock that is wrong.
+        raise PermissionError(f"{url}: {error}: check credentials and clock") from error
 
 
 def probe_row(decode: Decoder, place: Place, row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -121,7 +150,8 @@ def probe_row(decode: Decoder, place: Place, row: dict[str, Any], recipe: Recipe
         # Members of archives are unpacked; remote files are probed by ranges.
         with reach(place, row, whole=False) as access:
             request = {"files": access.files, "scene": to_json(row), "recipe": recipe_json(recipe)}
-            found = decode.call("probe", request, access.read)
+            with faults_named(str(row["path"])):
+                found = decode.call("probe", request, access.read)
     except SceneRejectedError as rejection:
         return row | {"state": "rejected", "reason": rejection.code, "detail": rejection.detail}
     return row | from_json(found) | {"state": "used"}

@@ -7,6 +7,7 @@ from ingest.config import IngestConfig, recipe_values
 from shards import storage
 from shards.dataset import list_versions, read_version
 from shards.errors import UserError
+from shards.gc import is_ours
 from shards.schema import Version, canonical_json
 
 
@@ -83,17 +84,26 @@ def claim(config: IngestConfig) -> bool:
     return False
 
 
-def is_alone(out: str) -> bool:
-    """Say whether no other run has begun here meanwhile: there is no version, and no second inventory."""
-    inventories = storage.join(out, "inventories")
-    begun = storage.list_files(inventories) if storage.exists(inventories) else []
-    return len(begun) <= 1 and not list_versions(out)
+def remove_traces(out: str, inventory: str | None) -> None:
+    """Remove what an ingest that cannot become a dataset has left; nothing, if another run has begun here meanwhile.
 
-
-def remove_traces(out: str) -> None:
-    """Remove what an ingest that cannot become a dataset has left."""
-    for name in ("inventories", "probes", "groups", "plans"):
-        storage.remove_folder(storage.join(out, name))
+    Args:
+        out: the place.
+        inventory: URL of the inventory that this run wrote, if it came so far.
+    """
+    begun = [info.path for info in _files(out, "inventories")]
+    if list_versions(out) or any(storage.join(out, "inventories", path) != inventory for path in begun):
+        return
+    for name in ("groups", "probes", "inventories"):
+        for info in _files(out, name):
+            storage.remove(storage.join(out, name, info.path))
+        storage.remove_empty_folder(storage.join(out, name))
     for name in ("recipe.json", "ingest.jsonl"):
         storage.remove(storage.join(out, name))
     storage.remove_empty_folder(out)
+
+
+def _files(out: str, name: str) -> list[storage.FileInfo]:
+    folder = storage.join(out, name)
+    files = storage.list_files(folder) if storage.exists(folder) else []
+    return [info for info in files if is_ours(f"{name}/{info.path}")]

@@ -21,7 +21,7 @@ from ingest.access import Access, Place, reach
 from ingest.config import Recipe, recipe_json
 from ingest.grid import tile_origins
 from ingest.reasons import SceneRejectedError
-from ingest.sandbox import Decoder, Limits, decoder
+from ingest.sandbox import Decoder, Limits, decoder, faults_named
 from ingest.scene_row import from_json, to_json
 from ingest.scratch import disk_full_told, remove_left_scratch, scratch_folder
 from ingest.toolchain import require_toolchain
@@ -128,11 +128,12 @@ def _share_of_bytes(unit: Mapping[str, Any], recipe: Recipe) -> int:
 
 
 def _cut(units: list[dict[str, Any]], access: Access, recipe: Recipe, decode: Decoder, scratch: _Scratch) -> None:
-    """Cut units of one scene; if that kills the decoder, one by one, so that the culprit alone is rejected."""
+    """Cut units of one scene; if that costs the decoder, one by one, so that the culprit alone is rejected."""
     request: dict[str, Any] = {"files": access.files, "units": [to_json(unit) for unit in units]}
     request |= {"recipe": recipe_json(recipe), "scratch": str(scratch.path), "position": scratch.size}
     try:
-        found = decode.call("cut", request, access.read)
+        with faults_named(str(units[0]["path"])):
+            found = decode.call("cut", request, access.read)
     except SceneRejectedError as rejection:
         if len(units) == 1:
             scratch.rejects += _all_tiles(units[0], recipe, rejection)
@@ -190,8 +191,8 @@ def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], out: str, path: Pa
         writer.close()
     name = writer.sha256()
     url = f"shards/{name}.tar"
-    if not storage.exists(storage.join(out, url)):
-        storage.put_file(path, storage.join(out, url))
+    # Also if it is there already: what an earlier attempt left may be old enough for `shards gc` to remove.
+    storage.put_file(path, storage.join(out, url))
     path.unlink(missing_ok=True)
     return {"shard": name, "url": url, "size": writer.size, "num_samples": writer.num_samples}
 

@@ -32,7 +32,8 @@ def describe_files(files: pa.Table, pattern: str) -> pa.Table:
     """Return the files with what a `file_pattern` finds in their paths (DESCRIBED); an empty one finds nothing.
 
     What a list said already stands. Files without a match get the reason pattern_mismatch; those that have a reason
-    are left alone. Without a group `band` every file is a scene, whatever the group `scene`.
+    are left alone. A file for which the group `band` finds nothing is a scene of its own, whatever the group `scene`;
+    so is every file where there is no such group.
 
     Raises:
         UserError: RE2 does not understand the pattern, or it has a band but no scene.
@@ -56,9 +57,9 @@ def _read_pattern(columns: dict[str, Any], pattern: str) -> dict[str, Any]:
         changed["time"] = pc.coalesce(columns["time"], read_times(told["time"]))
     if "band" in groups:
         changed |= {
-            "scene_text": _null_if_empty(found["scene"]),
+            "scene_text": pc.if_else(told["band"].is_valid(), _null_if_empty(found["scene"]), None),
             "scene_path": pc.if_else(matched, _cut(paths, _ends(paths, pattern, matched)), None),
-            "band": found["band"],
+            "band": told["band"],
         }
     missed = pc.and_(pc.invert(matched), is_open)
     return {**changed, "reason": pc.if_else(missed, "pattern_mismatch", columns["reason"])}

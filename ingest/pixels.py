@@ -20,6 +20,7 @@ from ingest.config import Recipe
 from ingest.reasons import SceneRejectedError
 
 _CACHED_VALUES = 2**15
+_DOWNSAMPLED_VALUES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +211,21 @@ def downsample(
         factor: at least 1.
     """
     assert valid_HW.shape == values_CHW.shape[1:], (valid_HW.shape, values_CHW.shape)
-    assert not any(side % factor for side in valid_HW.shape), (valid_HW.shape, factor)
+    height, width = valid_HW.shape
+    assert height % factor == width % factor == 0, (valid_HW.shape, factor)
+    means = np.empty((len(values_CHW), height // factor, width // factor), values_CHW.dtype)
+    valid = np.empty(means.shape[1:], np.bool_)
+    # Some rows at a time: what is worked with stays small.
+    step = max(1, _DOWNSAMPLED_VALUES // max(1, factor * values_CHW[:, 0].size))
+    for top in range(0, height // factor, step):
+        rows = slice(top * factor, (top + step) * factor)
+        means[:, top : top + step], valid[top : top + step] = _means(values_CHW[:, rows], valid_HW[rows], factor)
+    return means, valid
+
+
+def _means(
+    values_CHW: NDArray[Any], valid_HW: NDArray[np.bool_], factor: int
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     whole = bool(valid_HW.all())
     kept = values_CHW if whole else clear(values_CHW, valid_HW)
     sums = _block_sums(kept, factor, _sum_type(values_CHW.dtype, factor))

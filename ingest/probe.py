@@ -55,6 +55,8 @@ def _grid(header: Header, recipe: Recipe) -> dict[str, Any]:
         return {"factor": 1, "grid_width": header.width, "grid_height": header.height}
     if header.gsd_m is None or header.transform is None or header.crs is None:
         raise SceneRejectedError("no_place", "no CRS or no transform")
+    if recipe.target_gsd_m > header.gsd_m * max(header.width, header.height):
+        raise SceneRejectedError("too_small", f"lies within one pixel of {recipe.target_gsd_m} m")
     if recipe.warp_crs:
         grid = warp.target_grid(header.crs, header.transform, header.width, header.height, recipe)
         return {"factor": None, "grid_width": grid.width, "grid_height": grid.height}

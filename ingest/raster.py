@@ -32,6 +32,8 @@ _MAGIC = [
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JP2OpenJPEG"),
     (b"\xff\x4f\xff\x51", "JP2OpenJPEG"),
 ]
+# What an affine transform may reach, in units of a CRS: beyond, figures that are made of it would overflow.
+_FARTHEST = 1e100
 HEAD_BYTES = 16
 """How many of a file's first bytes `driver_of` wants."""
 Opener = Callable[..., Any]
@@ -75,6 +77,8 @@ def _rejecting() -> Iterator[None]:
         if "memory" in one_line(error).lower():
             raise MemoryError(str(error)) from error
         raise SceneRejectedError("corrupt", one_line(error)) from error
+    except UnicodeDecodeError as error:
+        raise SceneRejectedError("corrupt", "its header holds text that is not UTF-8") from error
 
 
 def palette_of(source: Any) -> NDArray[np.uint8]:
@@ -148,6 +152,22 @@ def parse_time(text: str) -> datetime | None:
     return None
 
 
+def time_of(source: Any) -> datetime | None:
+    """Return the moment of an open file's TIFF DateTime tag; None if it has none that can be read."""
+    try:
+        return parse_time(source.get_tag_item("TIFFTAG_DATETIME") or "")
+    except UnicodeDecodeError:
+        return None
+
+
+def descriptions_of(source: Any) -> list[str] | None:
+    """Return what an open file calls its bands, "" where nothing; None if any of it is not UTF-8."""
+    try:
+        return [name or "" for name in source.descriptions]
+    except UnicodeDecodeError:
+        return None
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's innermost message without line breaks and paths: the same wherever a scene lies."""
     while error.__cause__ is not None:
@@ -156,26 +176,26 @@ def one_line(error: BaseException) -> str:
     return message[:200] or type(error).__name__
 
 
-def crs_of(source: Any) -> tuple[str | None, float | None]:
-    """Return (CRS, GSD in metres) of an open file; None where it has none.
+def place_of(source: Any) -> tuple[str | None, tuple[float, ...] | None, float | None]:
+    """Return (CRS, pixel to CRS as (a, b, c, d, e, f), GSD in metres) of an open file; None where it has none.
 
-    The CRS is an authority code such as EPSG:32633 if there is one, else WKT.
+    The CRS is an authority code such as EPSG:32633 if there is one, else WKT. A georeference that places nothing counts
+    as none: its corners or its GSD are not finite (or above 1e100), its pixels have no area.
 
     Raises:
         SceneRejectedError: the georeference is damaged.
     """
-    if not all(math.isfinite(value) for value in source.transform[:6]):
-        return None, None
+    transform = source.transform
+    corners = [transform @ (x, y) for x in (0, source.width) for y in (0, source.height)]
+    # All comparisons are false for NaN.
+    if not (all(abs(value) < _FARTHEST for corner in corners for value in corner) and abs(transform.determinant) > 0):
+        return None, None, None
     with _rejecting():
         crs = _crs_name(source.crs)
-        return crs, _gsd_m(source) if crs else None
-
-
-def transform_of(source: Any, crs: str | None) -> tuple[float, ...] | None:
-    """Return pixel to CRS as (a, b, c, d, e, f); None without georeference."""
-    finite = all(math.isfinite(value) for value in source.transform[:6])
-    placed = finite and (crs is not None or not source.transform.is_identity)
-    return tuple(source.transform)[:6] if placed else None
+        gsd_m = _gsd_m(source) if crs else None
+    if gsd_m is not None and not 1 / _FARTHEST < gsd_m < _FARTHEST:
+        return None, None, None
+    return crs, None if crs is None and transform.is_identity else tuple(transform)[:6], gsd_m
 
 
 def _crs_name(crs: Any) -> str | None:

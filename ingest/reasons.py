@@ -23,6 +23,7 @@ REMEDIES = {
     "decoder_crashed": "decoding it crashed the decoder process: fetch it again, or convert it",
     "decoder_slow": "decoding a piece of it takes more than the allowed CPU time",
     "decoder_memory": "decoding a piece of it takes more than the allowed memory",
+    "decoder_failed": "an unexpected fault of ours while decoding it: please report it, with the detail",
     "no_data": "no valid pixel was found in it",
     "no_tiles_left": "all its tiles were left out, see the tiles' reasons",
     # tiles
@@ -39,6 +40,16 @@ REMEDIES = {
 
 INVENTORY_CODES = ("pattern_mismatch", "superseded", "listed_twice", "not_allowed", "bad_archive")
 """Reasons that are known before a scene is opened; a list gives `bands_missing` and others, too."""
+
+PASSING_CODES = (
+    "missing",
+    "unreadable",
+    "decoder_crashed",
+    "decoder_slow",
+    "decoder_memory",
+    "decoder_failed",
+)
+"""Reasons that may be others tomorrow though the file's bytes are the same: such scenes are looked at again."""
 
 
 class SceneRejectedError(Exception):

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.config import IngestConfig, Recipe, recipe_of
+from ingest.config import IngestConfig, RebuildConfig, Recipe, RunOptions, recipe_of
 from ingest.reasons import INVENTORY_CODES
 from ingest.run import ingest
 from ingest.toolchain import toolchain
-from shards.dataset import iter_table, read_version
+from shards.dataset import iter_table, list_versions, read_version
 from shards.dedup import dedup
 from shards.diff import diff
 from shards.errors import UserError
@@ -37,44 +37,42 @@ class Rebuilt:
         return self.original.digest == self.rebuilt.digest
 
 
-def rebuild(url: str, number: int | None, out: str, scenes: str, workers: int, address: str) -> Rebuilt:
+def rebuild(config: RebuildConfig) -> Rebuilt:
     """Build a version again into another place and compare.
 
-    Args:
-        url: the dataset.
-        number: of its version; None: the newest.
-        out: where to build.
-        scenes: where the scenes lie now; empty: where they lay.
-        workers: see `IngestConfig`.
-        address: likewise.
-
     Raises:
-        UserError: the version has no record to build from, or `out` is in use.
+        UserError: the version has no record to build from, or `out` holds a dataset.
         IncompleteError: a scene cannot be reached.
     """
-    version = read_version(url, number)
+    url = config.rebuild
+    version = read_version(url, config.version)
+    if list_versions(config.out):
+        raise UserError(f"{config.out} holds a dataset: a rebuild needs a place of its own, choose another --out")
+    made = ingest(_config_of(url, version, config), recorded_inventory(url, version)).version
+    for operation in version.record.get("operations", []):
+        made = _apply(config.out, made, operation)
+    lines = list(_tool_lines(version.record))
+    if made.digest != version.digest:
+        lines += list(diff(url, config.out, version.version, made.version).lines())
+    return Rebuilt(original=version, rebuilt=made, lines=lines)
+
+
+def _config_of(url: str, version: Version, config: RebuildConfig) -> IngestConfig:
     record = version.record
+    options = {field.name: getattr(config, field.name) for field in fields(RunOptions)}
+    options["allow"] = (*record.get("allow", ()), *config.allow)
     try:
         recipe = recipe_of(record["recipe"])
-        config = IngestConfig(
+        return IngestConfig(
             **{field.name: getattr(recipe, field.name) for field in fields(Recipe)},
-            scenes=scenes or record["scenes"],
-            allow=tuple(record.get("allow", ())),
-            out=out,
-            workers=workers,
-            address=address,
+            **options,
+            scenes=config.scenes or record["scenes"],
+            out=config.out,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{url} version {version.version} has no record of how it was made: {error!r}") from error
     except ValueError as error:
         raise UserError(f"{url} version {version.version} cannot be built again: {error}") from error
-    made = ingest(config, recorded_inventory(url, version)).version
-    for operation in record.get("operations", []):
-        made = _apply(out, made, operation)
-    lines = list(_tool_lines(record))
-    if made.digest != version.digest:
-        lines += list(diff(url, out, version.version, made.version).lines())
-    return Rebuilt(original=version, rebuilt=made, lines=lines)
 
 
 def recorded_inventory(url: str, version: Version) -> pa.Table:

@@ -19,11 +19,11 @@ from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
 from ingest.config import IngestConfig, recipe_values
-from ingest.increment import COMPARED, changed_scenes, count_missing
+from ingest.increment import count_missing, scenes_to_pack, scenes_to_probe
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
-from ingest.output import claim, find_versions, is_alone, refuse_nested, remove_traces, require_conditional_writes
+from ingest.output import claim, find_versions, refuse_nested, remove_traces, require_conditional_writes
 from ingest.pack import NotDeterministicError, group_url, pack_group
 from ingest.plan import encode_groups, in_one_chunk, plan_id, plan_units
 from ingest.reasons import REMEDIES
@@ -39,6 +39,7 @@ from shards.schema import INVENTORY, SCENES, Version, sha256_hex
 from shards.settle import scene_numbers
 
 _READS_AT_ONCE = _WRITES_AT_ONCE = 16
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 256  # scenes that one task probes, about
 
 
 class IncompleteError(RuntimeError):
@@ -92,12 +93,14 @@ def _ingest(config: IngestConfig, inventory: pa.Table) -> Outcome:
     require_conditional_writes(config)
     newest, parent = find_versions(config)
     created = claim(config)
+    run: _Run | None = None
     try:
         with EventLog(config.out) as log:
-            return _Run(config, inventory, newest, parent, log).run()
+            run = _Run(config, inventory, newest, parent, log)
+            return run.run()
     except UserError:
-        if created and is_alone(config.out):
-            remove_traces(config.out)
+        if created:
+            remove_traces(config.out, run.inventory_url if run else None)
         raise
 
 
@@ -132,36 +135,47 @@ class _Run:
         self._config, self._inventory, self._newest, self._parent, self._log = config, inventory, newest, parent, log
         self._recipe = config.recipe()
         self._tools = toolchain()
-        self._limits = Limits(cpu_s=config.scene_deadline_s, wall_s=3 * config.scene_deadline_s)
+        self._limits = Limits(cpu_s=config.max_scene_cpu_s, wall_s=config.scene_deadline_s)
         absolute = kind_of(config.scenes) not in ("folder", "zip")
         self._place = Place(root=scenes_root(config.scenes), absolute=absolute)
-        self._lines: list[str] = []
+        self.inventory_url: str | None = None
+        """Where the inventory lies, once it is written."""
 
     def run(self) -> Outcome:
-        known = self._known_scenes()
-        gone = count_missing(known["scene"], self._inventory["scene"]) if known is not None else 0
-        wanted = self._inventory if known is None else changed_scenes(self._inventory, known)
-        self._log.add(
-            "started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe_values(self._recipe)
-        )
-        if wanted.num_rows == 0 and self._parent:
+        wanted, again, gone = self._inventory, pa.array([], pa.string()), 0
+        known = self._known_scenes() if self._parent else None
+        if known is not None:
+            gone = count_missing(known, self._inventory)
+            wanted, again = scenes_to_probe(self._inventory, known, self._known_doubles())
+        recipe = recipe_values(self._recipe)
+        self._log.add("started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe)
+        if self._parent and not wanted.num_rows:
             return self._outcome(self._parent, created=False, gone=gone)
         with cluster(self._config.address, self._config.workers):
             probes, scenes = self._probe(wanted)
             if known is not None:
-                scenes = changed_scenes(scenes, known)
-                if scenes.num_rows == 0 and self._parent:
-                    return self._outcome(self._parent, created=False, gone=gone)
+                scenes = scenes_to_pack(scenes, known, again)
+            if self._parent and not scenes.num_rows:
+                return self._outcome(self._parent, created=False, gone=gone)
             self._require_usable(scenes)
             groups = self._plan(scenes)
             markers = self._pack(groups)
         return self._outcome(self._commit(probes, scenes, groups, markers), created=True, gone=gone)
 
-    def _known_scenes(self) -> pa.Table | None:
-        if self._parent is None:
-            return None
-        columns = ["scene", "reason", *COMPARED]
-        return pa.concat_tables(iter_table(self._config.out, self._parent, "scenes", columns))
+    def _known_scenes(self) -> pa.Table:
+        assert self._parent
+        return pa.concat_tables(iter_table(self._config.out, self._parent, "scenes", INVENTORY.names))
+
+    def _known_doubles(self) -> pa.Table:
+        """Return the scenes of tiles that were left out as duplicates, and of the tiles that are kept for them."""
+        assert self._parent
+        parts = [pa.table({"scene": pa.array([], pa.string()), "kept": pa.array([], pa.string())})]
+        for table in iter_table(self._config.out, self._parent, "rejects", ["scene", "reason", "detail"]):
+            doubles = table.filter(pc.equal(table["reason"], "duplicate"))
+            # A key begins with its scene's id.
+            kept = pc.utf8_slice_codeunits(doubles["detail"], 0, 16)
+            parts.append(pa.table({"scene": doubles["scene"], "kept": kept}).cast(parts[0].schema))
+        return pa.concat_tables(parts)
 
     def _probe(self, inventory: pa.Table) -> tuple[list[str], pa.Table]:
         """Return the URLs of the probed tables, and their rows."""
@@ -181,7 +195,7 @@ class _Run:
                 progress.update(probed, f"{reasons.total()} rejected")
                 self._log.progress("probe", done=probed, total=inventory.num_rows, rejected=dict(reasons))
 
-            self._collect("probe", self._run_tasks(probe_chunk, calls, done))
+            self._collect("probe", self._run_tasks(probe_chunk, calls, done, progress))
         self._log.add("probed", scenes=probed, rejected=dict(reasons))
         ordered = [urls[place] for place in sorted(urls)]
         tables = list(storage.in_order(_READS_AT_ONCE, (partial(_read_probes, url) for url in ordered)))
@@ -189,7 +203,7 @@ class _Run:
 
     def _write_inventory(self, inventory: pa.Table) -> tuple[str, int]:
         """Write the inventory with a row group per chunk: ids of equal leading bits, so that chunks rarely change."""
-        wanted = min(max(inventory.num_rows // 256, 64), 1024)
+        wanted = min(max(inventory.num_rows // 64, _SMALLEST_CHUNK), _LARGEST_CHUNK)
         bits = max(0, (inventory.num_rows // wanted).bit_length() - 1)
         chunks = (scene_numbers(inventory["scene"]) >> np.uint64(64 - bits)) if bits else np.zeros(inventory.num_rows)
         starts = np.flatnonzero(np.diff(chunks.astype(np.float64), prepend=-1.0))
@@ -199,10 +213,11 @@ class _Run:
                 writer.write_table(inventory.slice(start, end - start).cast(INVENTORY), row_group_size=end - start)
         data = sink.getvalue().to_pybytes()
         url = storage.join(self._config.out, "inventories", f"{sha256_hex(data)[:32]}.parquet")
+        self.inventory_url = url
         storage.write_bytes(url, data)
         return url, len(starts)
 
-    def _run_tasks(self, task: Any, calls: Sequence[tuple[Any, ...]], done: Any) -> list[Failure]:
+    def _run_tasks(self, task: Any, calls: Sequence[tuple[Any, ...]], done: Any, progress: Progress) -> list[Failure]:
         return run_tasks(
             task,
             calls,
@@ -210,6 +225,7 @@ class _Run:
             attempts=self._config.attempts,
             deadline_s=self._config.group_deadline_s,
             fatal=(UserError, NotDeterministicError),
+            tick=progress.tick,
         )
 
     def _collect(self, phase: str, failures: Iterable[Failure]) -> None:
@@ -227,7 +243,7 @@ class _Run:
     def _require_usable(self, scenes: pa.Table) -> None:
         if self._parent or scenes["reason"].null_count:
             return
-        counts = Counter(scenes["reason"].to_pylist()).most_common(4)
+        counts = Counter(_value_counts(scenes["reason"])).most_common(4)
         told = "; ".join(f"{count} {code} ({REMEDIES[code]})" for code, count in counts)
         raise UserError(f"none of the {scenes.num_rows} files in {self._config.scenes} can be used: {told}")
 
@@ -258,7 +274,7 @@ class _Run:
                 progress.update(len(markers), packed.line(progress.elapsed_s))
                 self._log.progress("pack", done=len(markers), total=len(groups), **vars(packed))
 
-            failures = self._run_tasks(pack_group, calls, done)
+            failures = self._run_tasks(pack_group, calls, done, progress)
         self._log.add("packed", groups=len(markers), **vars(packed))
         self._collect("group", failures)
         return [markers[place] for place in range(len(groups))]
@@ -292,7 +308,7 @@ class _Run:
             whole = pc.is_null(table["x"])
             rejected.update(_value_counts(table["reason"].filter(whole)))
             dropped.update(_value_counts(table["reason"].filter(pc.invert(whole))))
-        if created:
+        if created or not storage.exists(storage.join(out, "card.html")):
             write_card(out, version)
         self._log.add("done", version=version.version, digest=version.digest, created=created, gone=gone)
         return Outcome(url=out, version=version, created=created, gone=gone, rejected=rejected, dropped=dropped)

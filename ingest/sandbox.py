@@ -15,12 +15,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ingest.reasons import SceneRejectedError
+from ingest.scratch import is_disk_full
 
 _CALLS_PER_DECODER = 2000
 _FRAME = struct.Struct("<cQ")
@@ -47,16 +48,35 @@ class Limits:
     """Address space of the decoder; its resident memory is far below."""
 
 
-class DecoderTimeoutError(OSError):
+class DecoderFaultError(OSError):
+    """The world kept a call from its end (the decoder was killed, a disk failed): it is retried."""
+
+
+class DecoderTimeoutError(DecoderFaultError):
     """A call took too long by the clock, not by its own work: the machine's or the disk's fault, so it is retried."""
 
 
 class _DiedError(Exception):
-    """The decoder is gone; carries the reason code, or none where its content is not to blame."""
+    """The decoder is gone; carries the reason code, or none where the scene's content is not to blame."""
 
     def __init__(self, code: str | None, detail: str) -> None:
         super().__init__(detail)
         self.code, self.detail = code, detail
+
+
+@contextlib.contextmanager
+def faults_named(path: str) -> Iterator[None]:
+    """Say in a decoder's faults which scene it had, and which option helps if the scene alone is slow.
+
+    Raises:
+        DecoderFaultError: of the same type.
+    """
+    try:
+        yield
+    except DecoderTimeoutError as error:
+        raise DecoderTimeoutError(f"{path}: {error}: raise --scene_deadline_s if it needs longer") from error
+    except DecoderFaultError as error:
+        raise DecoderFaultError(f"{path}: {error}: if memory is short, set fewer --workers") from error
 
 
 class Decoder:
@@ -72,8 +92,8 @@ class Decoder:
     def call(self, name: str, request: dict[str, Any], read: Reader | None = None) -> dict[str, Any]:
         """Run one function on a request and return its answer.
 
-        A call whose decoder dies, if not of too much work, is made once more in a new one, so that what a predecessor
-        left behind is not held against a scene.
+        A call whose decoder dies or fails unexpectedly, if not of too much work, is made once more in a new one, so
+        that what a predecessor left behind is not held against a scene.
 
         Args:
             name: of a function that `ingest.decoder` offers.
@@ -81,9 +101,11 @@ class Decoder:
             read: gives the bytes of (offset, size) ranges of a file, by its number; its errors end the call.
 
         Raises:
-            SceneRejectedError: the content rules the scene out, also by crashing or exhausting the decoder.
+            SceneRejectedError: the content rules the scene out, also by crashing or exhausting the decoder, or by
+                meeting a mistake in it.
             DecoderTimeoutError: no answer in time.
-            OSError: the decoder was killed from outside, twice; the scratch file's disk is full.
+            DecoderFaultError: the decoder was killed from outside, twice, or a disk failed.
+            OSError: the scratch file's disk is full.
         """
         payload = json.dumps({"call": name, "cpu_s": self.limits.cpu_s, **request}).encode()
         for last in (False, True):
@@ -94,7 +116,7 @@ class Decoder:
                 if (last and death.code) or death.code == "decoder_slow":
                     raise SceneRejectedError(death.code, death.detail) from death
                 if last:
-                    raise OSError(f"the decoder was killed from outside: {death.detail}") from death
+                    raise DecoderFaultError(f"the decoder was killed from outside: {death.detail}") from death
         raise AssertionError
 
     def _attempt(self, payload: bytes, read: Reader | None, pieces: int) -> dict[str, Any]:
@@ -124,11 +146,12 @@ class Decoder:
             raise _DiedError("decoder_memory", "ran out of memory")
         if kind == b"X":
             raise SceneRejectedError(answer["code"], answer["detail"])
-        if kind == b"F":  # the disk, while it wrote tiles
-            raise OSError(answer["errno"], answer["told"])
+        if kind == b"F":
+            full = OSError(answer["errno"], answer["told"])
+            raise full if is_disk_full(full) else DecoderFaultError(f"the decoder met a fault: {answer['told']}")
         assert kind == b"E", kind
         self.close()
-        raise RuntimeError(f"in the decoder: {answer['trace']}")
+        raise _DiedError("decoder_failed", answer["told"])
 
     def _serve(self, wanted: dict[str, Any], read: Reader | None) -> None:
         """Send the ranges that the decoder asks for."""

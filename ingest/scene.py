@@ -232,7 +232,8 @@ class BandFacts:
     """What a file says of its bands."""
 
     count: int
-    descriptions: Sequence[str]
+    descriptions: Sequence[str] | None
+    """Empty where a band has none; None: there are such that are not UTF-8."""
     colours: Sequence[str]
     """Colour interpretations by rasterio's names."""
 
@@ -240,7 +241,7 @@ class BandFacts:
 def _facts(source: Any) -> BandFacts:
     return BandFacts(
         count=source.count,
-        descriptions=[name or "" for name in source.descriptions],
+        descriptions=raster.descriptions_of(source),
         colours=[colour.name for colour in source.colorinterp],
     )
 
@@ -250,7 +251,8 @@ def find_bands(recipe: Recipe, facts: BandFacts) -> Bands:
 
     In this order: as the recipe says; bands described by these names; bands with these colour interpretations; for
     red, green, blue the first three of a 3- or 4-band scene without a palette, or a palette's colours; one grey band
-    for all where the recipe allows it.
+    for all where the recipe allows it. Where descriptions cannot be read, which might name other bands red, green and
+    blue, the first three are not taken for them.
 
     Raises:
         SceneRejectedError: the scene cannot supply them.
@@ -264,22 +266,27 @@ def find_bands(recipe: Recipe, facts: BandFacts) -> Bands:
 def _find_indexes(recipe: Recipe, facts: BandFacts) -> tuple[tuple[int, ...], bool]:
     if recipe.source_bands:
         return tuple(_index_of(band, facts) for band in recipe.source_bands), False
-    for names in ([name.lower() for name in facts.descriptions], list(facts.colours)):
+    for names in (_lower_names(facts), list(facts.colours)):
         if all(names.count(band) == 1 for band in recipe.bands):
             return tuple(names.index(band) + 1 for band in recipe.bands), False
     palette = "palette" in facts.colours
-    if recipe.bands == RGB and facts.count in (3, 4) and not palette:
+    if recipe.bands == RGB and facts.count in (3, 4) and not palette and facts.descriptions is not None:
         return (1, 2, 3), False
     if recipe.bands == RGB and facts.count == 1 and palette:
         return (1, 1, 1), True
     if recipe.replicate_grey and facts.count == 1 and not palette:
         return (1,) * len(recipe.bands), False
-    raise SceneRejectedError("bands_missing", f"has {facts.count} bands ({', '.join(facts.colours[:6])})")
+    told = "" if facts.descriptions is not None else ", descriptions that are not UTF-8"
+    raise SceneRejectedError("bands_missing", f"has {facts.count} bands ({', '.join(facts.colours[:6])}){told}")
+
+
+def _lower_names(facts: BandFacts) -> list[str]:
+    return [name.lower() for name in facts.descriptions or ()]
 
 
 def _index_of(band: int | str, facts: BandFacts) -> int:
     """Return the number, from 1, of the band that a number or description names."""
-    names = [name.lower() for name in facts.descriptions]
+    names = _lower_names(facts)
     if isinstance(band, str) and names.count(band.lower()) == 1:
         return names.index(band.lower()) + 1
     if isinstance(band, str) or band > facts.count:
@@ -311,6 +318,8 @@ class Header:
 def read_header(scene: Scene, files: Sequence[SceneFile], recipe: Recipe) -> Header:
     """Read and judge the header of an open scene.
 
+    A georeference that places nothing counts as none, see `raster.place_of`.
+
     Raises:
         SceneRejectedError: too large, or of an unusable type.
     """
@@ -323,7 +332,7 @@ def read_header(scene: Scene, files: Sequence[SceneFile], recipe: Recipe) -> Hea
     stored = sum(file.num_bytes or 0 for file in files)
     if num_bytes > _BOMB_BYTES and all(file.num_bytes for file in files) and num_bytes > _BOMB_RATIO * stored:
         raise SceneRejectedError("too_large", f"{stored} bytes announce {num_bytes / 1e9:.1f} GB")
-    crs, gsd_m = raster.crs_of(source)
+    crs, transform, gsd_m = raster.place_of(source)
     block_height, block_width = source.block_shapes[0]
     places = [files.index(file) for file in _needed(files, recipe)]
     return Header(
@@ -333,10 +342,10 @@ def read_header(scene: Scene, files: Sequence[SceneFile], recipe: Recipe) -> Hea
         num_bands=len(files) if files[0].band else source.count,
         dtype=dtype,
         crs=crs,
-        transform=raster.transform_of(source, crs),
+        transform=transform,
         gsd_m=gsd_m,
         nodata=_nodata(source),
-        time=raster.parse_time(source.tags().get("TIFFTAG_DATETIME", "")),
+        time=raster.time_of(source),
         block_width=block_width,
         block_height=block_height,
         palette=scene.bands.palette,

@@ -25,9 +25,9 @@ _COMMANDS = {
     "diff": "say in what two versions differ, scene by scene; exit 0 if their digests are equal, else 1",
     "gc": (
         "remove files that no version of this dataset names: remains of crashed runs, and what ingest keeps to resume "
-        "from. Versions of OTHER datasets that point to shards here (select --out, dedup --out) are not known: if a "
-        "version here that has them is gone, they lose them. No run may be writing here that was paused longer than "
-        "--min_age_h"
+        "from, all by the names that ingest gives; other files stay. Versions of OTHER datasets that point to shards "
+        "here (select --out, dedup --out) are not known: if a version here that has them is gone, they lose them. No "
+        "run may be writing here that was paused longer than --min_age_h"
     ),
 }
 _WHERE = (
@@ -35,9 +35,11 @@ _WHERE = (
     "counts as not true; time is UTC. The table `scenes` is there for subqueries: scene in (select scene from scenes "
     "where path like 'harbour/%%')"
 )
+# Equal to shards.dedup.MAX_DISTANCE: its import would load numpy and pyarrow for a line of help.
+_MAX_DISTANCE = 8
 _DISTANCE = (
-    "bits of 64 in which the difference hashes (dhash) of near-duplicates may differ, 0 to 10; of such tiles the one "
-    "with the smallest key stays"
+    f"bits of 64 in which the difference hashes (dhash) of near-duplicates may differ, 0 to {_MAX_DISTANCE}; of such "
+    "tiles the one with the smallest key stays"
 )
 _OUT = (
     "write the version to this folder or bucket URL, pointing to the shards by absolute URLs; by default it becomes "
@@ -195,12 +197,14 @@ def _diff(options: cli.Namespace) -> int:
 
 def _gc(options: cli.Namespace) -> int:
     from shards.gc import find_orphans, remove_orphans
+    from shards.storage import user_errors
 
     if not options.min_age_h >= 0:
         raise UserError(f"--min_age_h is {options.min_age_h}: give 0 or more hours")
-    orphans = find_orphans(options.url, min_age_h=options.min_age_h, now_s=time.time())
-    for info in orphans if options.dry_run else remove_orphans(options.url, orphans):
-        print(info.size, info.path, sep="\t")
+    with user_errors(options.url):
+        orphans = find_orphans(options.url, min_age_h=options.min_age_h, now_s=time.time())
+        for info in orphans if options.dry_run else remove_orphans(options.url, orphans):
+            print(info.size, info.path, sep="\t")
     total = f"{len(orphans)} files, {sum(info.size for info in orphans)} bytes"
     print(f"{total} would be removed" if options.dry_run else f"{total} removed")
     return 0

@@ -47,6 +47,10 @@ class Progress:
             self._printed_s = now
             print(self.line(), file=sys.stderr, flush=True)
 
+    def tick(self) -> None:
+        """Show the line again though nothing was done since, so that nobody takes long work for a dead one."""
+        self.update(self._done, self._figures)
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the work began, above 0."""

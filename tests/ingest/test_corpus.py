@@ -60,6 +60,12 @@ def end_state(decode, folder, name, recipe, scratch):
     return "used", tiles, rejects
 
 
+HOSTILE_TRANSFORMS = {
+    "flat": (10, 10, 5e5, 10, 10, 5e6), "tiny": (1e-300, 0, 5e5, 0, -1e-300, 5e6),
+    "vast": (1e200, 0, 5e5, 0, -1e200, 5e6),
+}  # fmt: skip
+
+
 def write_usable(folder):
     """Write 64² pixels in all ways that can be used; return the names."""
     for dtype in ("uint8", "uint16", "int16", "float32"):
@@ -87,13 +93,18 @@ def write_usable(folder):
     write(folder / "x.jp2", land(3), driver="JP2OpenJPEG")
     write(folder / "x16.jp2", land(3, "uint16"), driver="JP2OpenJPEG")
     write(folder / "cog.tif", land(3), driver="COG", compress="lzw")
+    for name, transform in HOSTILE_TRANSFORMS.items():
+        write(folder / f"{name}.tif", land(3), crs="EPSG:32633", transform=rasterio.Affine(*transform))
+    write(folder / "latin.tif", land(3), names=["red", "green", "blaué"])
+    latin = (folder / "latin.tif").read_bytes().replace("é".encode(), b"\xe9\xe9")
+    (folder / "latin.tif").write_bytes(latin)
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_can_be_used_is_used(tmp_path, decode):
     (tmp_path / "scenes").mkdir()
     names = write_usable(tmp_path / "scenes")
-    assert len(names) == 24
+    assert len(names) == 28
     for name in names:
         state, tiles, rejects = end_state(decode, tmp_path / "scenes", name, RECIPE, tmp_path / "scratch")
         assert (name, state, rejects) == (name, "used", {})
@@ -241,6 +252,35 @@ def test_mutated_files_are_used_or_rejected(tmp_path, decode, name):
         states.append("damaged" if rejects else state)
     assert "corrupt" in states
     assert {"used", "damaged"} & set(states)
+
+
+HEADERS = [
+    {"source_bands": ("red", "green", "blue")},
+    {"target_gsd_m": 20.0},
+    {"target_gsd_m": 20.0, "warp_crs": "utm"},
+]
+
+
+@pytest.mark.parametrize("values", HEADERS, ids=["names", "average", "warp"])
+def test_mutated_headers_are_used_or_rejected_by_no_mistake_of_ours(tmp_path, decode, values):
+    path, rng = tmp_path / "sound", np.random.default_rng(len(values))
+    tags, names = {"TIFFTAG_DATETIME": "2023:07:15 10:30:00"}, ["red", "green", "blue"]
+    write(path, land(3, side=64), names=names, tags=tags, nodata=3, blockysize=16, compress="deflate", **PLACED)
+    data, recipe = path.read_bytes(), Recipe(tile_px=16, max_scene_gb=0.01, edge="pad", **MEASURED, **values)
+    with rasterio.open(path) as source:
+        last = [int(source.get_tag_item(f"BLOCK_{item}_0_3", "TIFF", bidx=1)) for item in ("OFFSET", "SIZE")]
+    # Names were added at last: the directory and its values lie behind the pixels.
+    directory = sum(last)
+    assert directory < data.index(b"<GDALMetadata>")
+    states = []
+    for _ in range(250):
+        damaged = mutated(data, rng, directory, len(data))
+        state, _, rejects = try_bytes(decode, tmp_path / "x", damaged, recipe, tmp_path / "scratch")
+        assert state != "decoder_failed"
+        assert "decoder_failed" not in rejects.values()
+        assert state == "used" or state in REJECTED_CODES
+        states.append(state)
+    assert {"used", "corrupt"} <= set(states)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

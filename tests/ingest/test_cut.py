@@ -1,6 +1,7 @@
 """Tiles hold exactly the pixels of their place, however the file is stored and the work is cut up."""
 
 import itertools
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -315,6 +316,45 @@ def test_cloud_shares_with_a_factor(tmp_path):
     files = files_of(write(tmp_path / "x.tif", pixels, names=NAMES, photometric="minisblack", **PLACED))
     _, _, rows = cut_scene(files, plain(target_gsd_m=20, cloud_band="scl", cloud_values=(9,)))
     assert [row["cloud_share"] for row in rows] == [2 / 16]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["uint8", "float32"]), st.sampled_from([2, 3, 7]), st.sampled_from(LAYOUTS),
+    st.integers(1, 30_000), st.booleans(),
+)  # fmt: skip
+def test_averages_do_not_depend_on_the_steps_in_which_it_is_read(
+    tmp_path_factory, dtype, factor, layout, step_bytes, is_masked
+):
+    side = 40 * factor + 1
+    values = np.random.default_rng(factor).integers(1, 99, (3, side, side)) * (1.1 if dtype == "float32" else 1)
+    quality = np.random.default_rng(1).integers(0, 2, (1, side, side))
+    if is_masked:
+        values[:, : side // 2, ::3] = 0
+    path = write(tmp_path_factory.mktemp("x") / "x.tif", np.concatenate([values, quality]).astype(dtype), names=NAMES,
+                 photometric="minisblack", **PLACED, **layout)  # fmt: skip
+    recipe = plain(dtype, target_gsd_m=10 * factor, edge="pad", cloud_band="scl", cloud_values=(1,))
+    files = files_of(path)
+    unit = unit_of(probed(files, recipe), recipe)
+    whole = cut(files, unit, recipe)
+    with mock.patch.object(cutting, "_STEP_BYTES", step_bytes):
+        _, rejects, rows = cut(files, unit, recipe)
+    assert (sorted(rows, key=by_key), rejects) == (sorted(whole[2], key=by_key), whole[1])
+
+
+def test_averaging_takes_no_more_memory_than_a_step_and_the_tile(tmp_path):
+    path = write(tmp_path / "x.tif", land(3, side=2048), tiled=True, blockxsize=64, blockysize=64, **PLACED)
+    recipe = plain(tile_px=64, target_gsd_m=320)
+    files = files_of(path)
+    unit = unit_of(probed(files, recipe), recipe)
+    assert unit["factor"] == 32
+    with mock.patch.object(cutting, "_STEP_BYTES", 2**20):
+        tracemalloc.start()
+        tiles, _, _ = cut(files, unit, recipe)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert len(tiles) == 1
+    assert peak < 2048 * 2048 * 3 / 2  # all that the tile is made of is 12.6 MB
 
 
 def test_what_is_known_of_a_tile(tmp_path):

@@ -60,6 +60,14 @@ def test_a_copy_in_another_folder_is_another_scene():
     assert [file["path"] for file in second["files"]] == ["b/S1_B1.tif", "b/S1_B2.tif"]
 
 
+def test_a_file_without_a_band_hides_no_other():
+    recipe = Recipe(file_pattern=r"(?P<scene>[a-z]+)(?:_(?P<band>B\d))?\.tif$")
+    files = found(path=["x.tif", "x_B2.tif", "x_B1.tif"], etag=["a", "b", "c"])
+    first, second = group_files(describe_files(files, recipe.file_pattern), recipe).to_pylist()
+    assert (first["path"], first["files"]) == ("x.tif", None)
+    assert (second["path"], [file["path"] for file in second["files"]]) == ("x", ["x_B1.tif", "x_B2.tif"])
+
+
 def test_archives_are_scenes_of_their_own():
     rows = grouped(["a.zip/S1_B1.tif", "b.zip/S1_B2.tif", "S1_B3.tif"], ["a.zip", "b.zip", None])
     assert [(row["path"], row["archive"]) for row in rows] == [

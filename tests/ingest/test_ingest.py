@@ -15,6 +15,7 @@ import pytest
 import rasterio
 from PIL import Image
 
+from ingest.cluster import cluster
 from ingest.config import IngestConfig
 from ingest.run import ingest
 from shards import storage
@@ -22,6 +23,13 @@ from shards.dataset import open_dataset, read_table, read_version, version_url
 from shards.errors import UserError
 from shards.images import decode_image
 from shards.verify import verify
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cluster():
+    """One Ray cluster for all runs of this process: starting one takes longer than most of them."""
+    with cluster("", 2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +135,15 @@ def test_band_figures_are_those_of_all_valid_pixels(scenes, tmp_path):
         assert figures.std == pytest.approx(pixels[:, band].std(), abs=1e-5)
 
 
-def test_digest_does_not_depend_on_workers_or_place(scenes, made, tmp_path):
-    moved = tmp_path / "moved"
+def test_digest_does_not_depend_on_workers_or_place(scenes, made, run_stage, tmp_path):
+    moved, out = tmp_path / "moved", str(tmp_path / "out")
     shutil.copytree(scenes, moved)
-    outcome = ingest(configure(moved, tmp_path / "out", workers=1))
-    assert outcome.version.digest == made.version.digest
-    assert [shard["shard"] for shard in shards(outcome)] == [shard["shard"] for shard in shards(made)]
+    options = ["--tile_px", "64", "--shard_mb", "0.1", "--workers", "1"]
+    run_stage("ingest", "--scenes", str(moved), "--out", out, *options, check=True)
+    version = read_version(out)
+    assert version.digest == made.version.digest
+    names = read_table(out, version, "shards")["shard"].to_pylist()
+    assert names == [shard["shard"] for shard in shards(made)]
 
 
 def shards(outcome):
@@ -247,12 +258,13 @@ def test_labels_come_from_folders(scenes, tmp_path):
     assert labels[None] == outcome.version.num_samples - 18
 
 
-def test_from_a_bucket_into_a_bucket(scenes, made, object_store, tmp_path):
+def test_from_a_bucket_into_a_bucket(scenes, made, object_store, run_stage):
     source, out = f"{object_store}/archive", f"{object_store}/dataset"
     for info in storage.list_files(str(scenes)):
         storage.write_bytes(storage.join(source, info.path), storage.read_bytes(str(scenes / info.path)))
-    outcome = ingest(configure(source, out))
-    assert outcome.version.digest == made.version.digest
+    options = ["--tile_px", "64", "--shard_mb", "0.1", "--workers", "2"]
+    run_stage("ingest", "--scenes", source, "--out", out, *options, check=True)
+    assert read_version(out).digest == made.version.digest
     assert list(verify(out)) == []
 
 

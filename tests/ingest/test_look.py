@@ -11,9 +11,9 @@ import pytest
 
 from ingest.access import Place
 from ingest.config import Recipe
-from ingest.look import probe_chunk, probe_row
+from ingest.look import _resolved, probe_chunk, probe_row
 from ingest.reasons import REMEDIES
-from ingest.sandbox import Decoder, Limits
+from ingest.sandbox import Decoder, DecoderTimeoutError, Limits
 from ingest.toolchain import toolchain
 from shards.schema import INVENTORY, SCENES
 from tests.ingest.rasters import inventory_row, land, write
@@ -118,6 +118,66 @@ def test_a_chunk_is_probed_once_per_content(tmp_path, monkeypatch):
     again = probe()
     assert again["url"] != first["url"]
     assert again["reasons"] == {"bands_missing": 1, "empty_file": 1}
+
+
+def test_what_may_pass_is_looked_at_again(tmp_path, monkeypatch):
+    for name in ("a.tif", "b.tif", "c.tif"):
+        write(tmp_path / name, land(3))
+    rows = [inventory_row(tmp_path, name) for name in ("b.tif", "a.tif", "c.tif")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=INVENTORY), tmp_path / "inventory.parquet")
+    place, looked = Place(root=str(tmp_path), absolute=False), []
+
+    def probe(reasons):
+        looked.clear()
+
+        def look(decode, place, row, recipe):
+            looked.append(row["path"])
+            reason = reasons.get(row["path"])
+            return row | {"state": "rejected", "reason": reason} if reason else probe_row(decode, place, row, recipe)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ingest.look.probe_row", look)
+            inventory = str(tmp_path / "inventory.parquet")
+            return probe_chunk(str(tmp_path / "out"), inventory, 0, place, RECIPE, Limits(), toolchain())
+
+    first = probe({"a.tif": "decoder_memory", "c.tif": "corrupt"})
+    assert looked == ["b.tif", "a.tif", "c.tif"]
+    assert probe({"a.tif": "decoder_failed"})["reasons"] == {"decoder_failed": 1, "corrupt": 1}
+    assert looked == ["a.tif"]
+    last = probe({})
+    assert (last["url"], last["num_rows"], last["reasons"]) == (first["url"], 3, {"corrupt": 1})
+    assert looked == ["a.tif"]
+    table = pq.read_table(last["url"])
+    assert table["path"].to_pylist() == ["b.tif", "a.tif", "c.tif"]
+    assert table["reason"].to_pylist() == [None, None, "corrupt"]
+    assert table["width"].to_pylist() == [64, 64, None]
+    probe({})
+    assert looked == []
+
+
+@pytest.mark.parametrize(("root", "is_local"), [("s3://bucket/x", False), (".", True)])
+def test_only_a_local_refusal_is_a_scenes_own(root, is_local, monkeypatch):
+    def refuse(url):
+        raise PermissionError("ExpiredToken")
+
+    monkeypatch.setattr("shards.storage.stat", refuse)
+    row = dict.fromkeys(INVENTORY.names) | {"path": "a.tif"}
+    if is_local:
+        assert _resolved(Place(root=root, absolute=False), row)["reason"] == "unreadable"
+        return
+    with pytest.raises(OSError, match=r"s3://bucket/x/a.tif: ExpiredToken"):
+        _resolved(Place(root=root, absolute=False), row)
+
+
+def test_a_decoder_without_an_answer_names_the_scene(tmp_path):
+    class Silent:
+        def call(self, *_):
+            raise DecoderTimeoutError("no answer")
+
+    write(tmp_path / "x.tif", land(3))
+    place, row = Place(root=str(tmp_path), absolute=False), inventory_row(tmp_path, "x.tif")
+    with pytest.raises(DecoderTimeoutError, match=r"x.tif: no answer: .*--scene_deadline_s"):
+        probe_row(Silent(), place, row, RECIPE)
 
 
 def test_sizes_that_a_list_did_not_give_are_looked_up(tmp_path):

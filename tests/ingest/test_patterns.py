@@ -28,6 +28,12 @@ def test_groups_become_columns():
     assert row["reason"] is None
 
 
+def test_a_file_without_a_band_is_a_scene_of_its_own():
+    row = described("S2/T33_20180131_v2_.tif")
+    assert (row["scene_text"], row["band"], row["reason"]) == (None, None, None)
+    assert (row["sensor"], row["version"], row["acquisition"]) == ("S2", "v2", "T33_20180131")
+
+
 def test_what_does_not_match_is_rejected_unless_it_has_a_reason():
     assert described("x.txt")["reason"] == "pattern_mismatch"
     assert described("x.txt", reason=["not_allowed"])["reason"] == "not_allowed"

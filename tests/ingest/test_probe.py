@@ -82,6 +82,21 @@ def test_without_a_place_there_is_no_target_gsd(tmp_path):
     assert code(look, broken, Recipe(tile_px=16, target_gsd_m=20)) == "no_place"
 
 
+@pytest.mark.parametrize("size", [0, 1e-300, 1e200])
+def test_pixels_without_a_size_have_no_place(tmp_path, size):
+    path = write(tmp_path / "x.tif", land(3), crs="EPSG:32633", transform=rasterio.Affine(size, 0, 5e5, 0, -size, 5e6))
+    assert look(path, Recipe(tile_px=16))["gsd_m"] is None
+    for warp_crs in ("", "utm"):
+        assert code(look, path, Recipe(tile_px=16, target_gsd_m=20, warp_crs=warp_crs)) == "no_place"
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e-3])
+@pytest.mark.parametrize("warp_crs", ["", "utm"])
+def test_a_scene_within_one_pixel_is_too_small(tmp_path, size, warp_crs):
+    path = write(tmp_path / "x.tif", land(3), crs="EPSG:32633", transform=rasterio.Affine(size, 0, 5e5, 0, -size, 5e6))
+    assert code(look, path, Recipe(tile_px=16, target_gsd_m=20, warp_crs=warp_crs, edge="pad")) == "too_small"
+
+
 def test_a_warped_scene_has_a_grid_of_its_own(tmp_path):
     path = write(tmp_path / "x.tif", land(3), **PLACED)
     found = look(path, Recipe(tile_px=16, target_gsd_m=20, warp_crs="EPSG:32633"))

@@ -2,15 +2,19 @@
 
 import math
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from ingest import raster
 from ingest.reasons import SceneRejectedError
-from tests.ingest.rasters import code, header, land, write
+from tests.ingest.rasters import PLACED, code, header, land, write
 
 ALL = Window(0, 0, 64, 64)
 
@@ -187,6 +191,48 @@ def test_odd_georeferences_are_judged_not_crashed_on(tmp_path):
     broken = header(write(tmp_path / "nan.tif", land(3), crs="EPSG:32633", transform=nowhere))
     assert broken.transform is None
     assert broken.gsd_m is None
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", None])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        (10, 10, 5e5, 10, 10, 5e6),
+        (0, 0, 5e5, 0, 0, 5e6),
+        (1e-300, 0, 5e5, 0, -1e-300, 5e6),
+        (1e-120, 0, 5e5, 0, -1e-120, 5e6),
+        (1e200, 0, 5e5, 0, -1e200, 5e6),
+        (1e307, 0, 1e308, 0, -1e307, 1e308),
+        (10, 0, math.inf, 0, -10, 5e6),
+    ],
+)
+def test_a_georeference_that_places_nothing_is_none(tmp_path, crs, transform):
+    found = header(write(tmp_path / "x.tif", land(3), crs=crs, transform=rasterio.Affine(*transform)))
+    if crs or transform[0] not in (1e-120,):  # without a CRS nobody asks for the GSD
+        assert (found.crs, found.transform, found.gsd_m) == (None, None, None)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(*[st.floats()] * 6), st.sampled_from(["EPSG:32633", "EPSG:4326"]))
+def test_what_is_placed_has_finite_figures(transform, crs):
+    source = SimpleNamespace(transform=rasterio.Affine(*transform), crs=CRS.from_string(crs), width=64, height=48)
+    name, found, gsd_m = raster.place_of(source)
+    if name is None:
+        assert (found, gsd_m) == (None, None)
+    else:
+        assert 0 < 1e6 / gsd_m < math.inf
+        assert all(math.isfinite(value * 1e6) for value in [gsd_m, *found])
+
+
+def test_text_that_is_not_utf8_is_judged_not_crashed_on(tmp_path):
+    path = tmp_path / "x.tif"
+    crs = 'LOCAL_CS["dronedrone",UNIT["metre",1]]'
+    write(path, land(3), crs=crs, transform=PLACED["transform"], tags={"TIFFTAG_DATETIME": "2023:07:15 10:30:00"})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"2023:07:15", b"2023:\xff7:15"))
+    assert header(path).time is None
+    path.write_bytes(data.replace(b"dronedrone", b"drone\xff\xferon"))
+    assert code(header, path) == "corrupt"
 
 
 def test_a_transform_without_crs_is_kept(tmp_path):

@@ -1,5 +1,6 @@
 """A decoder that crashes, hangs, bloats or is killed costs one call; faults of the world are no rejections."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from ingest import sandbox
 from ingest.config import Recipe, recipe_json
 from ingest.reasons import SceneRejectedError
-from ingest.sandbox import Decoder, DecoderTimeoutError, Limits
+from ingest.sandbox import Decoder, DecoderFaultError, DecoderTimeoutError, Limits, faults_named
 from shards.schema import INVENTORY
 from tests.ingest.rasters import files_of, land, probed, write
 
@@ -21,6 +22,10 @@ REPOSITORY = Path(__file__).parents[2]
 HOSTILE = """#!{python}
 import os, signal, sys, time
 from ingest import decoder
+from rasterio.errors import RasterioIOError
+
+def fail(error):
+    raise error
 
 def called(function):
     return lambda call, files, recipe: {{"answer": function(call, files), "pid": os.getpid()}}
@@ -56,6 +61,9 @@ decoder._CALLS |= {{
     "fill": called(lambda call, files: len(b"x" * call["size"])),
     "variables": called(lambda call, files: sorted(os.environ)),
     "raise": called(lambda call, files: 1 // 0),
+    "mistake": called(lambda call, files: fail(ValueError("<x at 0x7f00ab> of /a/b/x.tif is no tile"))),
+    "gdal": called(lambda call, files: fail(RasterioIOError("no such tile"))),
+    "disk": called(lambda call, files: fail(OSError(call["errno"], os.strerror(call["errno"])))),
 }}
 decoder.main(*map(int, sys.argv[3:]))
 """
@@ -220,11 +228,41 @@ def test_decoders_are_renewed_now_and_then(hostile, monkeypatch):
     assert not is_running(pids[0])
 
 
-def test_a_mistake_of_ours_is_told_with_its_trace(hostile):
+def test_a_mistake_of_ours_costs_the_scene_and_is_told_without_places(hostile):
     decode = hostile()
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        ask(decode, "raise")
+    told = [rejection(decode, "raise") for _ in range(2)]
+    assert told == [("decoder_failed", "ZeroDivisionError in <lambda>: integer division or modulo by zero")] * 2
+    assert rejection(decode, "mistake") == ("decoder_failed", "ValueError in fail: <x at 0x…> of x.tif is no tile")
     assert ask(decode, "variables")["answer"]
+
+
+def test_what_gdal_says_is_no_fault_of_the_disk(hostile):
+    assert rejection(hostile(), "gdal") == ("decoder_failed", "RasterioIOError in fail: no such tile")
+
+
+def test_a_fault_of_the_disk_is_no_scenes(hostile):
+    decode = hostile()
+    with pytest.raises(DecoderFaultError, match="Input/output error"):
+        ask(decode, "disk", errno=errno.EIO)
+    with pytest.raises(OSError, match="No space left") as full:
+        ask(decode, "disk", errno=errno.ENOSPC)
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_faults_name_their_scene_and_the_remedy(hostile, tmp_path):
+    with (
+        pytest.raises(DecoderTimeoutError, match=r"a/x.tif: .*no answer in time.*--scene_deadline_s"),
+        faults_named("a/x.tif"),
+    ):
+        ask(hostile(wall_s=1.0), "sleep")
+    twice = {"deaths": str(tmp_path / "twice"), "times": 2, "signal": signal.SIGKILL}
+    with (
+        pytest.raises(DecoderFaultError, match=r"a/x.tif: .*killed from outside: SIGKILL.*--workers"),
+        faults_named("a/x.tif"),
+    ):
+        ask(hostile(), "die", **twice)
+    with pytest.raises(OSError, match=r"^else$"), faults_named("a/x.tif"):
+        raise OSError("else")
 
 
 REMOTE = {"band": "", "local": None, "size": 200_000}

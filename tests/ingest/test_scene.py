@@ -60,6 +60,18 @@ def test_missing_bands_are_a_rejection(facts, recipe):
     assert code(find_bands, recipe, facts) == "bands_missing"
 
 
+def test_descriptions_that_are_not_utf8_do_not_count(tmp_path):
+    path = tmp_path / "x.tif"
+    write(path, land(3), names=["blue", "green", "rougeé"])
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    assert header(path).band_indexes == (1, 2, 3)  # by colour
+    assert header(path, Recipe(source_bands=(3, 2, 1))).band_indexes == (3, 2, 1)
+    assert code(header, path, Recipe(source_bands=("blue", 2, 1))) == "bands_missing"
+    # By position alone it might be blue, green, red.
+    unknown = BandFacts(count=4, descriptions=None, colours=["gray"] + ["undefined"] * 3)
+    assert code(find_bands, Recipe(), unknown) == "bands_missing"
+
+
 @given(st.integers(1, 20), st.lists(st.sampled_from(["red", "green", "blue", "gray", "undefined", "alpha"])))
 def test_found_bands_exist(count, colours):
     colours = (colours + ["undefined"] * count)[:count]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from ingest.config import IngestConfig
+from ingest.cluster import cluster
+from ingest.config import IngestConfig, RebuildConfig
 from ingest.rebuild import rebuild
 from ingest.run import ingest
 from shards import storage
@@ -16,6 +17,13 @@ from shards.dedup import dedup
 from shards.errors import UserError
 from shards.select import select
 from shards.verify import verify
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cluster():
+    """One Ray cluster for all runs of this process: starting one takes longer than most of them."""
+    with cluster("", 2):
+        yield
 
 
 def write_scene(path, seed, side=200):
@@ -31,6 +39,10 @@ def write_scene(path, seed, side=200):
 def configure(scenes, out, **values):
     common = {"tile_px": 64, "shard_mb": 0.1, "workers": 2}
     return IngestConfig(**{"scenes": str(scenes), "out": str(out)} | common | values)
+
+
+def rebuild_of(url, version, out):
+    return rebuild(RebuildConfig(rebuild=url, version=version, out=str(out), workers=2))
 
 
 def columns(url, version, table, *names):
@@ -121,12 +133,12 @@ def test_an_ingest_after_a_selection_builds_upon_the_ingest(grown, tmp_path):
 
 def test_rebuild_gives_the_same_digest(grown, tmp_path):
     _, out, first, second = grown
-    result = rebuild(out, None, str(tmp_path / "again"), "", 2, "")
+    result = rebuild_of(out, None, tmp_path / "again")
     assert result.equal
     assert list(result.lines) == []
     assert result.rebuilt.digest == second.version.digest
     # Version 1 was made of a scene that has changed since: that is found and told.
-    other = rebuild(out, 1, str(tmp_path / "older"), "", 2, "")
+    other = rebuild_of(out, 1, tmp_path / "older")
     assert not other.equal
     assert any("s1.tif" in line and "changed" in line for line in other.lines), list(other.lines)
     assert first.digest != other.rebuilt.digest
@@ -137,7 +149,7 @@ def test_rebuild_repeats_selections(grown, tmp_path):
     selected = select(out, "x < 64 and valid_share > 0.5", str(tmp_path / "some"))[1]
     fewer = dedup(str(tmp_path / "some"), 8)[1]
     assert fewer.record["operations"][0]["op"] == "select"
-    result = rebuild(str(tmp_path / "some"), selected.version, str(tmp_path / "again"), "", 2, "")
+    result = rebuild_of(str(tmp_path / "some"), selected.version, tmp_path / "again")
     assert result.equal, list(result.lines)
 
 
@@ -148,7 +160,7 @@ def test_rebuild_tells_of_other_tools(grown, tmp_path, monkeypatch):
     text = path.read_text()
     assert '"gdal":"' in text
     path.write_text(text.replace('"gdal":"', '"gdal":"1.'))
-    result = rebuild(str(tmp_path / "data"), 2, str(tmp_path / "again"), "", 2, "")
+    result = rebuild_of(str(tmp_path / "data"), 2, tmp_path / "again")
     assert result.equal
     assert any(line.startswith("toolchain: gdal was 1.") for line in result.lines)
 
@@ -156,7 +168,7 @@ def test_rebuild_tells_of_other_tools(grown, tmp_path, monkeypatch):
 def test_what_cannot_be_rebuilt_is_one_line(write_dataset, tmp_path):
     url = write_dataset(str(tmp_path / "foreign"))
     with pytest.raises(UserError, match="has no record of how it was made"):
-        rebuild(url, None, str(tmp_path / "again"), "", 1, "")
+        rebuild_of(url, None, tmp_path / "again")
 
 
 def test_the_command_line_of_rebuild(grown, tmp_path, run_stage):
@@ -184,3 +196,86 @@ def test_landsat_scenes_of_several_files(real_images, tmp_path):
     used = [row for row in read_table(outcome.url, outcome.version, "scenes").to_pylist() if row["state"] == "used"]
     assert len(used) == 19
     assert all(len(row["files"]) == 3 and row["time"].year == 2018 for row in used)
+
+
+def test_tiles_come_back_when_the_tile_that_was_kept_for_them_changes(tmp_path):
+    scenes = tmp_path / "scenes"
+    for name in ("a.tif", "b.tif", "c.tif"):
+        write_scene(scenes / name, 1)
+    write_scene(scenes / "other.tif", 2)
+    first = ingest(configure(scenes, tmp_path / "data"))
+    kept = {path: tiles for path, tiles in columns(first.url, first.version, "scenes", "path", "num_tiles") if tiles}
+    (original,) = set(kept) & {"a.tif", "b.tif", "c.tif"}
+    write_scene(scenes / original, 3)
+    second = ingest(configure(scenes, tmp_path / "data")).version
+    at_once = ingest(configure(scenes, tmp_path / "fresh")).version
+    assert second.digest == at_once.digest
+    assert list(verify(first.url)) == []
+
+
+def test_a_newer_version_counts_though_the_older_file_is_gone(tmp_path):
+    scenes = tmp_path / "scenes"
+    values = {"file_pattern": r"(?P<acquisition>\w+)_(?P<version>N\d+)\.tif$"}
+    write_scene(scenes / "x_N0300.tif", 1)
+    write_scene(scenes / "y_N0300.tif", 2)
+    ingest(configure(scenes, tmp_path / "data", **values))
+    (scenes / "x_N0300.tif").unlink()
+    write_scene(scenes / "x_N0500.tif", 3)
+    second = ingest(configure(scenes, tmp_path / "data", **values)).version
+    states = dict(columns(str(tmp_path / "data"), second, "scenes", "path", "reason"))
+    assert states == {"x_N0300.tif": "superseded", "y_N0300.tif": None, "x_N0500.tif": None}
+    assert list(verify(str(tmp_path / "data"))) == []
+    assert not ingest(configure(scenes, tmp_path / "data", **values)).created
+
+
+def test_what_was_missing_is_looked_at_again(tmp_path):
+    write_scene(tmp_path / "archive/a.tif", 1)
+    listed = tmp_path / "archive/list.csv"
+    listed.write_text("path\na.tif\nb.tif\n")
+    first = ingest(configure(listed, tmp_path / "data"))
+    assert first.rejected == {"missing": 1}
+    assert not ingest(configure(listed, tmp_path / "data")).created
+    write_scene(tmp_path / "archive/b.tif", 2)
+    second = ingest(configure(listed, tmp_path / "data"))
+    assert second.version.version == 2
+    assert second.rejected == {}
+
+
+def test_large_tables_keep_the_samples_of_a_shard_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.commit._ROWS_PER_FILE", 7)
+    scenes = tmp_path / "scenes"
+    for seed in range(5):
+        write_scene(scenes / f"s{seed}.tif", seed)
+    ingest(configure(scenes, tmp_path / "data"))
+    write_scene(scenes / "s2.tif", 20)
+    second = ingest(configure(scenes, tmp_path / "data")).version
+    assert len(second.tables["samples"]) > 5
+    assert list(verify(str(tmp_path / "data"))) == []
+    assert second.digest == ingest(configure(scenes, tmp_path / "fresh")).version.digest
+
+
+def test_a_rebuild_needs_a_place_of_its_own(grown):
+    _, out, *_ = grown
+    with pytest.raises(UserError, match="a rebuild needs a place of its own"):
+        rebuild_of(out, None, out)
+
+
+def test_a_lost_card_is_written_again(grown, tmp_path):
+    scenes, out, *_ = grown
+    shutil.copytree(out, tmp_path / "data")
+    (tmp_path / "data/card.html").unlink()
+    assert not ingest(configure(scenes, tmp_path / "data")).created
+    assert (tmp_path / "data/card.html").exists()
+
+
+def test_a_failed_ingest_leaves_the_users_own_files_alone(tmp_path):
+    scenes, out = tmp_path / "scenes", tmp_path / "out"
+    scenes.mkdir()
+    (scenes / "README").write_text("no scene")
+    for name in ("groups", "plans", "probes", "inventories"):
+        (out / name).mkdir(parents=True)
+        (out / name / "mine.txt").write_text("keep")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UserError, match="can be used"):
+        ingest(configure(scenes, out))
+    assert sorted(out.rglob("*")) == before

@@ -1,15 +1,21 @@
-"""What no version names is removed, once it is old; everything else stays."""
+"""What nothing names is removed, once it is old; everything else stays."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from shards import storage
+from shards.__main__ import main
+from shards.dedup import MAX_DISTANCE
 from shards.errors import UserError
-from shards.gc import find_orphans, remove_orphans
+from shards.gc import find_orphans, is_ours, remove_orphans
 from shards.select import select
 from shards.verify import verify
+
+HEX16, HEX32, HEX64 = ("0123456789abcdef" * count for count in (1, 2, 4))
 
 
 @pytest.fixture
@@ -20,15 +26,38 @@ def url(tmp_path, write_dataset):
 
 
 ORPHANS = [
-    "groups/a/1.parquet",
-    "inventories/x.parquet",
-    "plans/p/0.json",
-    "probes/x",
-    "shards/.x.tar.abc.tmp",
-    "shards/x.tar",
-    "tables/samples-0.parquet",
+    f"groups/{HEX32}-rejects.parquet",
+    f"groups/{HEX32}-samples.parquet",
+    f"groups/{HEX32}.parquet",
+    f"inventories/{HEX32}.parquet",
+    f"plans/{HEX16}/groups/000001-samples.parquet",
+    f"plans/{HEX16}/units.parquet",
+    f"probes/{HEX32}.parquet",
+    f"shards/.{HEX64}.tar.ab_d0fgh.tmp",
+    f"shards/{HEX64}.tar",
+    f"tables/samples-{HEX32}.parquet",
 ]
-OTHERS = ["card.html", "ingest.jsonl", "recipe.json", "versions/note.txt", "mine/x.tar"]
+MARKER = f"groups/{HEX32}.json"
+OTHERS = [
+    "card.html",
+    "ingest.jsonl",
+    "recipe.json",
+    "versions/note.txt",
+    f"mine/{HEX64}.tar",
+    "shards/gc.py",
+    "shards/x.tar",
+    f"shards/old/{HEX64}.tar",
+    f"shards/.{HEX64}.tar.tmp",
+    "shards/.x.tar.ab_d0fgh.tmp",
+    f"tables/prices-{HEX32}.parquet",
+    "tables/samples.parquet",
+    f"plans/{HEX16}.md",
+    "plans/2026/units.parquet",
+    "groups/a.json",
+    f"groups/{HEX32}-notes.parquet",
+    f"probes/{HEX64}.parquet",
+    f"inventories/{HEX32.upper()}.parquet",
+]
 
 
 def write(url, names, age_h):
@@ -49,9 +78,79 @@ def test_old_files_that_no_version_names_are_removed(url):
     assert {info.size for info in orphans} == {3}
     assert list(remove_orphans(url, orphans)) == orphans
     assert {path for path in Path(url).rglob("*") if path.is_file()} == whole | {Path(url, name) for name in OTHERS}
-    assert not Path(url, "plans").exists()
+    assert not Path(url, "plans", HEX16).exists()
     assert list(verify(url)) == []
     assert list(verify(url, 1)) == []
+
+
+@pytest.mark.parametrize("path", [*ORPHANS, MARKER])
+def test_our_names_are_exact(path):
+    assert is_ours(path)
+    assert not is_ours(f"data/{path}")
+    assert not is_ours(f"{path}\n") or path.startswith("plans/")
+    folder, name = path.split("/", 1)
+    temporary = f"{folder}/.{name}.abcdefgh.tmp"
+    assert is_ours(temporary) == ("/." not in path and "/" not in name)
+    for place in [] if "/" in name else range(len(path)):
+        assert not is_ours(path[:place] + path[place + 1 :])
+        assert not is_ours(path[:place] + "/" + path[place:])
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_other_names_are_not_ours(path):
+    assert not is_ours(path)
+
+
+def test_a_file_may_be_called_like_a_folder_of_ours(url):
+    Path(url, "plans").write_text("to do")
+    assert find_orphans(url, min_age_h=0, now_s=time.time()) == []
+
+
+def write_marker(url, age_h):
+    """Write a group as a resumed run finishes it: its shard is there since the killed one."""
+    shard = f"shards/{HEX64}.tar"
+    write(url, [shard, *(path for path in ORPHANS if path.startswith("groups/"))], 30)
+    write(url, [MARKER], age_h)
+    Path(url, MARKER).write_text(json.dumps({"group": HEX32, "shards": [{"url": shard}]}))
+    os.utime(Path(url, MARKER), (time.time() - age_h * 3600,) * 2)
+
+
+def test_what_a_marker_names_stays_with_it(url):
+    write_marker(url, 2)
+    write(url, [f"shards/{HEX64[::-1]}.tar"], 30)
+    orphans = find_orphans(url, min_age_h=24, now_s=time.time())
+    assert [info.path for info in orphans] == [f"shards/{HEX64[::-1]}.tar"]
+
+
+def test_a_marker_goes_before_what_it_names(url, monkeypatch):
+    write_marker(url, 25)
+    orphans = find_orphans(url, min_age_h=24, now_s=time.time())
+    assert MARKER in {info.path for info in orphans}
+
+    remove = storage.remove
+
+    def refuse_markers(target):
+        if target.endswith(".json"):
+            raise PermissionError(target)
+        remove(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", refuse_markers)
+        with pytest.raises(PermissionError):
+            list(remove_orphans(url, orphans))
+    assert all(Path(url, info.path).exists() for info in orphans)
+    assert next(remove_orphans(url, orphans)).path == MARKER
+    assert [info.path for info in orphans if not Path(url, info.path).exists()] == [MARKER]
+    left = find_orphans(url, min_age_h=24, now_s=time.time())
+    assert list(remove_orphans(url, left)) == [info for info in orphans if info.path != MARKER]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"shards": [1]}'])
+def test_a_marker_that_cannot_be_read_stops_it(url, text):
+    write(url, [MARKER], 0)
+    Path(url, MARKER).write_text(text)
+    with pytest.raises(UserError, match="not a group's marker"):
+        find_orphans(url, min_age_h=1, now_s=time.time())
 
 
 def test_young_files_stay(url):
@@ -83,15 +182,19 @@ def test_absolute_urls_into_the_dataset_count(url, tmp_path):
 
 
 def test_in_a_bucket(object_store, write_dataset, tmp_path):
-    from shards import storage
-
     local = write_dataset(str(tmp_path / "other"))
     url = f"{object_store}/gc/data"
     for path in Path(local).rglob("*"):
         if path.is_file():
             storage.write_bytes(storage.child(url, path.relative_to(local).as_posix()), path.read_bytes())
-    storage.write_bytes(f"{url}/plans/p/0.json", b"x")
+    storage.write_bytes(f"{url}/{MARKER}", b'{"shards": []}')
     assert find_orphans(url, min_age_h=1, now_s=time.time()) == []
     orphans = find_orphans(url, min_age_h=1, now_s=time.time() + 7200)
-    assert [info.path for info in remove_orphans(url, orphans)] == ["plans/p/0.json"]
+    assert [info.path for info in remove_orphans(url, orphans)] == [MARKER]
     assert list(verify(url)) == []
+
+
+def test_help_tells_the_limit_of_dedup(capsys):
+    with pytest.raises(SystemExit):
+        main(["dedup", "--help"])
+    assert f"0 to {MAX_DISTANCE};" in " ".join(capsys.readouterr().out.split())
