@@ -31,9 +31,9 @@ Result = TypeVar("Result")
 def cluster(address: str, workers: int) -> Iterator[None]:
     """Join the Ray cluster at an address, or start a local one of so many workers (0: one per core).
 
-    A process that is connected to a cluster already stays with that one, and stays connected afterwards.
+    Without an address a process that is connected to a cluster already stays with that one, and connected afterwards.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() and not address:
         yield
         return
     if address:

@@ -50,7 +50,7 @@ from shards.images import encode_image, interleave
 from shards.keyed import generator
 from shards.schema import SCENES
 
-_SIDE, _TILE, _SCENES = 4096, 512, 4
+_SIDE, _TILE, _SCENES = 4096, 512, 12
 _NUM_TILES = _SCENES * (_SIDE // _TILE) ** 2
 _BOUNDS = (200.0,) * 3, (3000.0,) * 3
 _RECIPE = {
@@ -61,7 +61,7 @@ _RECIPE = {
 
 def main() -> None:
     """Print the tables."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     for dtype in ("uint8", "uint16"):
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder, "scenes", f"{number}.tif") for number in range(_SCENES)]
