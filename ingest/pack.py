@@ -81,7 +81,7 @@ def pack_group(
     marker_url = group_url(out, group, ".json")
     if storage.exists(marker_url):
         return _read_marker(marker_url)
-    units = pq.read_table(pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))).to_pylist()
+    units = pq.ParquetFile(pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))).read().to_pylist()
     remove_left_scratch()
     with scratch_folder() as folder, disk_full_told(folder, *_local(out)):
         scratch = _Scratch(folder / "tiles")

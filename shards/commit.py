@@ -3,9 +3,7 @@
 Whatever crashes before the last step leaves files that no version names, never half a dataset.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,10 +52,10 @@ def _write_file(url: str, name: str, table: pa.Table) -> TableFile:
 
 def encode_table(table: pa.Table) -> bytes:
     """Return the Parquet bytes of a table: zstd, row groups of 65,536; the same for the same rows."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "table.parquet")
-        pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-        return path.read_bytes()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def commit_version(url: str, version: Version) -> str:

@@ -1,6 +1,6 @@
 """Packing against its floor, its second worker, and Ray Data: `python -m tests.bench.ingest [ROUNDS]`.
 
-On real-sized tiled GeoTIFFs (4096² × 3, DEFLATE, 512² tiles) for uint8 and uint16, in one run and in turn:
+On a real-sized tiled GeoTIFF (20480² × 3, DEFLATE, 512² tiles) for uint8 and uint16, in one run and in turn:
 
 - floor: window read, scaling and JPEG encoding alone, in this process;
 - naive: the floor plus webdataset's TarWriter (what a first script does);
@@ -50,8 +50,8 @@ from shards.images import encode_image, interleave
 from shards.keyed import generator
 from shards.schema import SCENES
 
-_SIDE, _TILE, _SCENES = 4096, 512, 12
-_NUM_TILES = _SCENES * (_SIDE // _TILE) ** 2
+_SIDE, _TILE = 20480, 512
+_NUM_TILES = (_SIDE // _TILE) ** 2
 _BOUNDS = (200.0,) * 3, (3000.0,) * 3
 _RECIPE = {
     "uint8": Recipe(),
@@ -64,12 +64,10 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     for dtype in ("uint8", "uint16"):
         with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder, "scenes", f"{number}.tif") for number in range(_SCENES)]
-            paths[0].parent.mkdir()
-            _write_scene(paths[0], dtype)
-            for path in paths[1:]:
-                shutil.copy(paths[0], path)
-            rates = _measure(dtype, paths, Path(folder, "out"), rounds)
+            path = Path(folder, "scenes", "scene.tif")
+            path.parent.mkdir()
+            _write_scene(path, dtype)
+            rates = _measure(dtype, path, Path(folder, "out"), rounds)
         print(f"{dtype}: " + "  ".join(f"{name} {rate:.1f}/s" for name, rate in rates.items()))
         for ours, theirs in [
             ("pack", "floor"),
@@ -80,7 +78,7 @@ def main() -> None:
             print(f"    {ours} / {theirs}: {rates[ours] / rates[theirs]:.2f}")
 
 
-def _measure(dtype: str, paths: list[Path], out: Path, rounds: int) -> dict[str, float]:
+def _measure(dtype: str, path: Path, out: Path, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {}
 
     def clock(name: str, work: Callable[[], object]) -> None:
@@ -90,19 +88,19 @@ def _measure(dtype: str, paths: list[Path], out: Path, rounds: int) -> dict[str,
         shutil.rmtree(out, ignore_errors=True)
 
     for _ in range(rounds):
-        clock("floor", lambda: [_tiles(path, dtype) for path in paths])
-        clock("naive", lambda: _naive(paths, dtype, out))
-        calls = _planned(dtype, paths, out)
+        clock("floor", lambda: _tiles(path, dtype))
+        clock("naive", lambda: _naive(path, dtype, out))
+        calls = _planned(dtype, path, out)
         clock("pack", lambda: [pack_group(*call) for call in calls])  # noqa: B023
     for workers in (1, 2):
         with cluster("", workers):
             for number in range(rounds + 1):
-                calls = _planned(dtype, paths, out)
+                calls = _planned(dtype, path, out)
                 clock("warm-up" if number == 0 else _workers(workers), lambda: _through_ray(calls))  # noqa: B023
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     for number in range(rounds + 1):
-        clock("warm-up" if number == 0 else "ray data", lambda: _ray_data(paths, dtype, out))
+        clock("warm-up" if number == 0 else "ray data", lambda: _ray_data(path, dtype, out))
     ray.shutdown()
     times.pop("warm-up")
     return {name: _NUM_TILES / statistics.median(values) for name, values in times.items()}
@@ -115,13 +113,14 @@ def _workers(count: int) -> str:
 def _write_scene(path: Path, dtype: str) -> None:
     rng = generator("bench scene")
     look = draw_look(1.0, south=False, rng=rng)
-    quarter = expose(draw_land((_SIDE // 4, _SIDE // 4), look, rng), look, rng)[..., :3]
-    pixels = np.tile((to_uint8 if dtype == "uint8" else to_uint16)(quarter), (4, 4, 1)).transpose(2, 0, 1)
+    piece = expose(draw_land((_TILE * 2, _TILE * 2), look, rng), look, rng)[..., :3]
+    rows = np.tile((to_uint8 if dtype == "uint8" else to_uint16)(piece), (1, _SIDE // (_TILE * 2), 1))
     with rasterio.open(
         path, "w", driver="GTiff", width=_SIDE, height=_SIDE, count=3, dtype=dtype, tiled=True, compress="deflate",
         predictor=2, blockxsize=512, blockysize=512, crs="EPSG:32633", transform=rasterio.Affine(1, 0, 4e5, 0, -1, 5e6),
     ) as target:  # fmt: skip
-        target.write(pixels)
+        for top in range(0, _SIDE, len(rows)):
+            target.write(rows.transpose(2, 0, 1), window=Window(0, top, _SIDE, len(rows)))
 
 
 def _tile(source: Any, x: int, y: int, dtype: str) -> bytes:
@@ -140,18 +139,17 @@ def _tiles(scene: Path, dtype: str) -> list[bytes]:
         return [_tile(source, x, y, dtype) for x, y in _origins()]
 
 
-def _naive(paths: list[Path], dtype: str, out: Path) -> None:
+def _naive(path: Path, dtype: str, out: Path) -> None:
     out.mkdir()
     with (out / "0.tar").open("wb") as file, webdataset.TarWriter(io.BufferedWriter(file)) as writer:
-        for scene, path in enumerate(paths):
-            for number, data in enumerate(_tiles(path, dtype)):
-                writer.write({"__key__": f"{scene}-{number:06d}", "jpg": data, "json": {"number": number}})
+        for number, data in enumerate(_tiles(path, dtype)):
+            writer.write({"__key__": f"{number:06d}", "jpg": data, "json": {"number": number}})
 
 
-def _planned(dtype: str, paths: list[Path], out: Path) -> list[tuple[Any, ...]]:
+def _planned(dtype: str, path: Path, out: Path) -> list[tuple[Any, ...]]:
     """Plan as the driver does; return the calls of `pack_group`."""
     recipe, limits = _RECIPE[dtype], Limits()
-    config = IngestConfig(scenes=str(paths[0].parent), out=str(out))
+    config = IngestConfig(scenes=str(path.parent), out=str(out))
     place = Place(root=config.scenes, absolute=False)
     rows = [probe_row(decoder(limits), place, row, recipe) for row in build_inventory(config).to_pylist()]
     scenes = SCENES.empty_table().from_pylist(rows, schema=SCENES)
@@ -167,9 +165,9 @@ def _through_ray(calls: list[tuple[Any, ...]]) -> None:
     assert not failures, failures
 
 
-def _ray_data(paths: list[Path], dtype: str, out: Path) -> None:
+def _ray_data(path: Path, dtype: str, out: Path) -> None:
     """Do the naive job as one would with Ray Data."""
-    rows = [{"path": str(path), "x": x, "y": y} for path in paths for x, y in _origins()]
+    rows = [{"path": str(path), "x": x, "y": y} for x, y in _origins()]
     dataset = ray.data.from_items(rows).map_batches(_cut_batch, batch_size=16, fn_kwargs={"dtype": dtype})
     dataset.write_webdataset(str(out), encoder=lambda sample: sample)  # all members are bytes already
 
