@@ -104,5 +104,5 @@ def test_dedup_makes_a_version_that_verifies(tmp_path, write_dataset):
 
 @pytest.mark.parametrize("distance", [-1, 11])
 def test_a_distance_out_of_range_is_refused(tmp_path, distance):
-    with pytest.raises(UserError, match="choose a value from 0 to 10"):
+    with pytest.raises(UserError, match="choose a value from 0 to 8"):
         dedup(str(tmp_path), distance)

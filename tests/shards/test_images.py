@@ -54,4 +54,4 @@ def test_refuses_what_does_not_fit():
 def test_interleave_transposes(strip):
     tile = interleave(strip)
     assert tile.flags.c_contiguous
-    assert np.array_equal(tile, strip.transpose(1, 2, 0))
+    np.testing.assert_array_equal(tile, strip.transpose(1, 2, 0))
