@@ -14,7 +14,7 @@ help: ## List the targets
 
 setup: $(VENV)/.ready-dev ## Install everything, tools for tests and checks included, into .venv
 
-demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → report, in about 4 minutes on 2 cores
+demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → report, in 4 to 6 minutes on 2 cores
 	@echo; echo "== 1/4 sample scenes =="
 	@$(BIN)/python -m ingest sample --out $(DEMO)/sample
 	@echo; echo "== 2/4 scenes → dataset =="
@@ -27,7 +27,7 @@ demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → rep
 	@$(BIN)/python -m eval --models $(DEMO)/run floor:random_init floor:image_stats --data chips=$(DEMO)/sample/chips --test_share 0.5 --out $(DEMO)/report
 	@echo; echo "== done =="
 	@echo "scenes    $(DEMO)/sample/scenes   labelled chips  $(DEMO)/sample/chips"
-	@echo "dataset   $(DEMO)/dataset         its tiles       $(DEMO)/dataset.png"
+	@echo "dataset   $(DEMO)/dataset         its card        $(DEMO)/dataset/card.html"
 	@echo "backbone  $(DEMO)/run/exports     curves          $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
 	@echo "report    $(DEMO)/report/report.html"
 	@echo "next      make ingest SCENES=<your scenes> OUT=<dataset>"
