@@ -15,6 +15,7 @@ Prints tiles/s (median of the rounds) and the ratios that count: pack/floor, pac
 
 import contextlib
 import io
+import os
 import shutil
 import statistics
 import sys
@@ -82,6 +83,7 @@ def _measure(dtype: str, path: Path, out: Path, rounds: int) -> dict[str, float]
     times: dict[str, list[float]] = {}
 
     def clock(name: str, work: Callable[[], object]) -> None:
+        os.sync()  # what one candidate left unwritten must not slow the next one's fsync
         begin = time.perf_counter()
         work()
         times.setdefault(name, []).append(time.perf_counter() - begin)
