@@ -13,8 +13,8 @@ from typing import Any
 from ingest.reasons import SceneRejectedError
 from ingest.sandbox import Ranges
 from ingest.scene_row import scene_files
-from ingest.scratch import scratch_folder
 from shards import storage
+from shards.scratch import scratch_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,13 @@ def reach(place: Place, row: Mapping[str, Any], *, whole: bool) -> Iterator[Acce
     """
     with contextlib.ExitStack() as stack:
         if row["archive"]:
-            yield _unpacked(place, row, stack.enter_context(scratch_folder()))
+            yield _unpacked(place, row, stack.enter_context(scratch_folder("ingest")))
             return
         files = scene_files(row)
         urls = [place.url(file["path"]) for file in files]
         paths: list[str | None] = [str(storage.local_path(url)) if storage.is_local(url) else None for url in urls]
         if whole and None in paths:
-            folder = stack.enter_context(scratch_folder())
+            folder = stack.enter_context(scratch_folder("ingest"))
             paths = [_fetched(*item, folder) for item in zip(urls, files, paths, strict=True)]
         _require_unchanged(urls, files)
         try:

@@ -116,8 +116,10 @@ def cut_units(
     cutters = [_Cutter(unit, recipe, scratch) for unit in units]
     try:
         with open_scene(files, recipe) as scene:
+            corners = [corner for cutter in cutters for corner in cutter.corners]
+            places = place_tiles(_ground(units[0], recipe), corners, recipe.tile_px, units[0], recipe)
             for cutter in cutters:
-                cutter.cut(scene)
+                cutter.cut(scene, places)
     except SceneRejectedError as rejection:
         for cutter in cutters:
             cutter.reject_rest(rejection)
@@ -137,28 +139,27 @@ class _Cutter:
         ys = tile_origins(unit["grid_height"], recipe.tile_px, stride, recipe.edge)
         self._xs: list[int] = xs[unit["first_column"] : unit["end_column"]].tolist()
         self._ys: list[int] = ys[unit["first_row"] : unit["end_row"]].tolist()
-        self._ground = _ground(unit, recipe)
-        self._places: dict[int, dict[int, dict[str, Any]]] = {}
+        self.corners = [(x, y) for y in self._ys for x in self._xs]
+        self._places: Mapping[tuple[int, int], Mapping[str, Any]] = {}
         self._done: set[tuple[int, int]] = set()
         self.rows: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
 
-    def cut(self, scene: Scene) -> None:
+    def cut(self, scene: Scene, places: Mapping[tuple[int, int], Mapping[str, Any]]) -> None:
         """Cut, judge and encode all tiles; a strip that cannot be decoded costs the tiles that need it."""
+        self._places = places
         if self._recipe.warp_crs:
-            for y in self._ys:
-                for x in self._xs:
-                    self._cut_alone(scene, x, y)
+            for corner in self.corners:
+                self._cut_alone(scene, *corner)
             return
         for xs in self._parts():
             self._cut_part(scene, xs)
 
     def reject_rest(self, rejection: SceneRejectedError) -> None:
         """Reject all tiles that were not finished."""
-        for y in self._ys:
-            for x in self._xs:
-                if (x, y) not in self._done:
-                    self._reject(x, y, rejection.code, rejection.detail)
+        for corner in self.corners:
+            if corner not in self._done:
+                self._reject(*corner, rejection.code, rejection.detail)
 
     def _parts(self) -> Iterator[list[int]]:
         """Yield the columns in parts of which one step of rows fits into memory: mostly all at once."""
@@ -274,8 +275,6 @@ class _Cutter:
     def _row(self, tile: Tile, figures: TileFigures) -> dict[str, Any]:
         """Return the columns of the samples table that the tile's own JSON holds, too."""
         unit, side = self._unit, self._recipe.tile_px
-        if tile.y not in self._places:
-            self._places = {tile.y: place_tiles(self._ground, self._xs, tile.y, side, unit, self._recipe)}
         factor = unit["factor"] or 1
         return {
             "key": f"{unit['scene']}-y{tile.y:06d}-x{tile.x:06d}",
@@ -284,7 +283,7 @@ class _Cutter:
             "y": tile.y * factor,
             "width": side,
             "height": side,
-            **self._places[tile.y][tile.x],
+            **self._places[tile.x, tile.y],
             "time": unit["time"],
             "sensor": unit["sensor"] or self._recipe.sensor or None,
             "label": unit["label"],

@@ -201,8 +201,13 @@ def _entropy(counts_CB: NDArray[np.int64]) -> float:
         products_CB = _products()[counts_CB]
     else:
         products_CB = counts_CB * _log2(np.maximum(counts_CB, 1).astype(np.float64))
-    whole = float(_log2(np.array([total]))[0])
+    whole = _log2_of(total)
     return max(0.0, *(whole - math.fsum(band) / total for band in products_CB.tolist()))
+
+
+@functools.lru_cache(maxsize=256)
+def _log2_of(count: float) -> float:
+    return float(_log2(np.array([count]))[0])  # most tiles have equally many valid pixels
 
 
 def _log2(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,12 +23,12 @@ from ingest.grid import tile_origins
 from ingest.reasons import SceneRejectedError
 from ingest.sandbox import Decoder, Limits, decoder, faults_named
 from ingest.scene_row import from_json, to_json
-from ingest.scratch import disk_full_told, remove_left_scratch, scratch_folder
 from ingest.toolchain import require_toolchain
 from shards import storage
 from shards.commit import encode_table
 from shards.keyed import hash64
 from shards.schema import REJECTS, SAMPLES, canonical_json, sha256_hex
+from shards.scratch import disk_full_told, remove_left_scratch, scratch_folder
 from shards.tar import ShardWriter
 
 
@@ -82,8 +82,8 @@ def pack_group(
     if storage.exists(marker_url):
         return _read_marker(marker_url)
     units = pq.ParquetFile(pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))).read().to_pylist()
-    remove_left_scratch()
-    with scratch_folder() as folder, disk_full_told(folder, *_local(out)):
+    remove_left_scratch("ingest")
+    with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)):
         scratch = _Scratch(folder / "tiles")
         source_bytes = _pack_units(units, place, recipe, decoder(limits), scratch)
         shards, samples = _write_shards(scratch, out, recipe, folder)

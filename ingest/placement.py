@@ -1,6 +1,6 @@
 """Where tiles lie on the ground: transform, bounds, centre, split. Runs inside the decoder process.
 
-Cost: one call to PROJ for a row of tiles.
+Cost: one call to PROJ, 0.2 ms, for any number of tiles; then about 30 µs and 1 kB per tile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,51 +29,58 @@ class Ground:
 
 
 def place_tiles(
-    ground: Ground, xs: Sequence[int], y: int, side: int, scene: Mapping[str, Any], recipe: Recipe
-) -> dict[int, dict[str, Any]]:
-    """Return crs, transform, bounds, lon, lat, gsd_m, cell and split of the tiles of a row, by their x.
+    ground: Ground, corners: Sequence[tuple[int, int]], side: int, scene: Mapping[str, Any], recipe: Recipe
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return crs, transform, bounds, lon, lat, gsd_m, cell and split of tiles, by their upper left corners.
 
     Args:
         ground: the grid.
-        xs: left edges, grid pixels.
-        y: upper edge.
+        corners: (x, y) of each tile, grid pixels.
         side: of a tile, pixels.
         scene: its id counts where there is no place.
         recipe: decides the split.
     """
-    lonlats = _lonlats(ground, xs, y, side)
+    corners_N2 = np.array(corners, np.float64).reshape(-1, 2)
+    on_grid = _on_grid(ground.transform, corners_N2, side)
+    lonlats = _lonlats(ground, corners_N2, side)
+    name = str(scene["scene"])
     return {
-        x: {
-            "crs": ground.crs,
-            "gsd_m": ground.gsd_m,
-            **_on_grid(ground.transform, x, y, side),
-            **_on_earth(None if lonlats is None else lonlats[place], str(scene["scene"]), recipe),
-        }
-        for place, x in enumerate(xs)
+        corner: {"crs": ground.crs, "gsd_m": ground.gsd_m, **own, **_on_earth(around, name, recipe)}
+        for corner, own, around in zip(corners, on_grid, lonlats, strict=True)
     }
 
 
-def _on_grid(transform: tuple[float, ...] | None, x: int, y: int, side: int) -> dict[str, Any]:
+def _on_grid(
+    transform: tuple[float, ...] | None, corners_N2: NDArray[np.float64], side: int
+) -> Sequence[dict[str, Any]]:
     if transform is None:
-        return {"transform": None, "bounds": None}
+        return [{"transform": None, "bounds": None}] * len(corners_N2)
+    a, b, _, d, e, _ = transform
+    # The upper left corner comes first.
+    xy_N42 = corners_N2[:, None] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * side
+    east_N4, north_N4 = _projected(transform, xy_N42)
+    bounds_N4 = np.stack([east_N4.min(1), north_N4.min(1), east_N4.max(1), north_N4.max(1)], axis=1)
+    return [
+        {"transform": [a, b, east, d, e, north], "bounds": bounds}
+        for east, north, bounds in zip(east_N4[:, 0].tolist(), north_N4[:, 0].tolist(), bounds_N4.tolist(), strict=True)
+    ]
+
+
+def _projected(
+    transform: tuple[float, ...], xy: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the coordinates in the CRS of grid pixels [..., 2]."""
     a, b, c, d, e, f = transform
-    corners = np.array([[x, x + side, x, x + side], [y, y, y + side, y + side]], np.float64)
-    east, north = a * corners[0] + b * corners[1] + c, d * corners[0] + e * corners[1] + f
-    return {
-        "transform": [a, b, a * x + b * y + c, d, e, d * x + e * y + f],
-        "bounds": [float(east.min()), float(north.min()), float(east.max()), float(north.max())],
-    }
+    x, y = xy[..., 0], xy[..., 1]
+    return a * x + b * y + c, d * x + e * y + f
 
 
-def _lonlats(ground: Ground, xs: Sequence[int], y: int, side: int) -> NDArray[np.float64] | None:
-    """Return degrees [tiles, 9, 2] around each tile and at its centre; None without CRS."""
+def _lonlats(ground: Ground, corners_N2: NDArray[np.float64], side: int) -> NDArray[np.float64] | Sequence[None]:
+    """Return degrees [N, 9, 2] around each tile and at its centre; of each tile None without CRS."""
     if ground.crs is None or ground.transform is None:
-        return None
-    a, b, c, d, e, f = ground.transform
-    pixels = np.array([[x, y] for x in xs], np.float64)[:, None] + _AROUND * side
-    east = a * pixels[..., 0] + b * pixels[..., 1] + c
-    north = d * pixels[..., 0] + e * pixels[..., 1] + f
-    return raster.lonlat(ground.crs, east.ravel(), north.ravel()).T.reshape(len(xs), len(_AROUND), 2)
+        return [None] * len(corners_N2)
+    east, north = _projected(ground.transform, corners_N2[:, None] + _AROUND * side)
+    return raster.lonlat(ground.crs, east.ravel(), north.ravel()).T.reshape(*east.shape, 2)
 
 
 def _on_earth(around: NDArray[np.float64] | None, scene: str, recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 from pretrain.config import Config
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Pre-train a vision transformer with PerA on a dataset that ingest made.
 Starting again with the same --run goes on from its newest checkpoint, exactly."""
+_GO_ON = ", or go on with --loader.on_bad replace, which puts another sample in its place"
 
 
 def main(argv: list[str]) -> int:
@@ -21,10 +24,28 @@ def main(argv: list[str]) -> int:
     # Read when torch loads OpenMP. Threads that spin while they wait make a step ten times slower as soon as
     # one other process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # As by Ctrl-C: workers and cache are cleared away.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    from pretrain.loader import WorkerKilledError
     from pretrain.train import train
+    from pretrain.trainer import NonFiniteError
+    from shards.dataset import CorruptSampleError
+    from shards.retry import StorageError
 
-    report(config, train(config))
+    try:
+        outcome = train(config)
+    except CorruptSampleError as error:
+        return failed(f"{error}: restore its shard" + _GO_ON * (config.loader.on_bad == "stop"))
+    except (StorageError, WorkerKilledError, NonFiniteError) as error:
+        return failed(str(error))
+    report(config, outcome)
     return 0
+
+
+def failed(message: str) -> int:
+    """Print why a run stopped and return the exit code of what is not the command's fault."""
+    print(f"pretrain: error: {message}", file=sys.stderr)
+    return 1
 
 
 def report(config: Config, outcome: Outcome) -> None:
@@ -42,6 +63,8 @@ def report(config: Config, outcome: Outcome) -> None:
         print(f"export: {outcome.export_url}")
     else:
         print(f"{config.run} is finished: {position.step} steps, {position.samples} samples; nothing to do")
+    if outcome.num_bad:
+        print(f"{outcome.num_bad} bad samples were replaced so far: {config.run}/bad_samples.jsonl")
     if position.step < outcome.length:
         print(f"step {position.step} of {outcome.length}: start again with a larger --max_steps, or none, to go on")
     print(f"next: make eval RUN={config.run} DATA=name=<class folder>")

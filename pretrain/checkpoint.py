@@ -1,6 +1,6 @@
 """Checkpoints: one file per save with everything that the rest of the run depends on.
 
-Student, teacher, heads, mask token, centre, optimiser, step and samples consumed. There is no random state to
+Student, teacher, heads, mask token, centre, optimiser, steps made and the stream's state. There is no random state to
 save: every draw is keyed. The centre's update is applied within its step, so nothing is pending between steps.
 """
 
@@ -13,10 +13,12 @@ import torch
 
 from pretrain.pera import PerA
 from shards import storage
+from shards.errors import UserError
+from shards.state import StreamState
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 FORMAT = "pera-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def list_checkpoints(run: str) -> dict[int, str]:
 
 
 def save_checkpoint(
-    run: str, model: PerA, optimiser: torch.optim.Optimizer, position: Position, record: dict[str, Any]
+    run: str, model: PerA, optimiser: torch.optim.Optimizer, step: int, stream: StreamState, record: dict[str, Any]
 ) -> str:
     """Write a checkpoint atomically and return its URL.
 
@@ -47,7 +49,8 @@ def save_checkpoint(
         run: URL of the run.
         model: all of it is saved.
         optimiser: its moments.
-        position: steps made and samples consumed.
+        step: optimiser steps made.
+        stream: where the stream stands: at the samples of these steps, however many were read ahead.
         record: plain values that say what this belongs to: configuration, dataset digest, versions.
     """
     buffer = io.BytesIO()
@@ -56,29 +59,32 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "step": position.step,
-        "samples": position.samples,
+        "step": step,
+        "stream": stream.to_json(),
         "record": record,
     }
     torch.save(state, buffer)
-    url = storage.join(run, "checkpoints", f"step_{position.step:08d}.pt")
+    url = storage.join(run, "checkpoints", f"step_{step:08d}.pt")
     storage.write_bytes(url, buffer.getvalue())
     return url
 
 
-def load_checkpoint(url: str, model: PerA, optimiser: torch.optim.Optimizer) -> Position:
-    """Restore model and optimiser in place and return where the run stands.
+def load_checkpoint(url: str, model: PerA, optimiser: torch.optim.Optimizer) -> tuple[int, StreamState]:
+    """Restore model and optimiser in place; return the steps made and where the stream stands.
 
     Raises:
-        ValueError: the file is of a format this code does not know.
+        UserError: the file is of a format this code does not know.
     """
     # weights_only: a checkpoint from elsewhere cannot run code here.
     state = torch.load(io.BytesIO(storage.read_bytes(url)), map_location="cpu", weights_only=True)
     if (state["format"], state["format_version"]) != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{url} is no checkpoint of format {FORMAT} {FORMAT_VERSION}: update this package")
+        raise UserError(
+            f"{url} has format {state['format']} {state['format_version']}, but this code reads {FORMAT} "
+            f"{FORMAT_VERSION}: go on with the version of this package that wrote it, or choose another --run"
+        )
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    return Position(step=state["step"], samples=state["samples"])
+    return state["step"], StreamState.from_json(state["stream"])
 
 
 def remove_old(run: str, keep_last: int) -> None:

@@ -208,10 +208,29 @@ class LoaderConfig:
     """Samples per optimiser step, over all ranks."""
     workers: int = 0
     """Processes that read and crop; 0 does it in the training process. The batches are the same."""
+    on_bad: str = "stop"
+    """What a sample that is damaged or does not decode does: stop the run, or replace: another sample of its block
+    takes its place, and the run lists it in bad_samples.jsonl."""
+    cache: str | None = None
+    """Folder on a local disk for parts of datasets that lie in a bucket; by default the temporary folder (TMPDIR).
+    Local datasets are read in place."""
+    cache_gb: float | None = None
+    """Gigabytes (10⁹ bytes) that the cache may hold; by default as many as the run needs. A run that needs more is
+    refused, see `python -m shards plan`."""
+    lanes: int | None = None
+    """Of the order of samples, see shards/order.py; by default the largest divisor of the batch up to 128."""
+    block_mb: float | None = None
+    """Size of the order's blocks, which are read as a whole, in MiB."""
+    window: int | None = None
+    """Blocks of a lane that are shuffled together."""
 
     def __post_init__(self) -> None:
         _require(self.batch >= 2, f"loader.batch {self.batch} is below 2: KoLeo needs a neighbour in the batch")
         _require(self.workers >= 0, f"loader.workers {self.workers} is negative")
+        _require(self.on_bad in ("stop", "replace"), f"loader.on_bad {self.on_bad!r} is none of stop, replace")
+        for name in ("cache_gb", "lanes", "block_mb", "window"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"loader.{name} {value} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,11 +248,30 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """A further dataset to train on."""
+
+    data: str
+    """Dataset: folder or URL."""
+    version: int | None = None
+    """As version of data."""
+    weight: float | None = None
+    """Its share of the samples, beside the other weights; 0: paused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Pre-train a backbone with PerA."""
 
     data: str
-    """Dataset: folder or URL, as `python -m ingest --out` made it."""
+    """Dataset: folder or URL, as `python -m ingest --out` or `python -m shards index --out` made it."""
+    version: int | None = None
+    """Version of data; by default the newest, and later on the one that the run began with."""
+    mix: tuple[MixConfig, ...] = ()
+    """Further datasets, with the bands and the type of data: [{data: URL, weight: 1}, …]."""
+    weight: float | None = None
+    """Share of data among the samples, beside the weights in mix; 0 pauses it. By default a dataset's share is that of
+    its samples. A run that goes on may be given other weights, and keeps its own without any."""
     run: str
     """Folder or URL of the run; when it holds a run of the same configuration, that run goes on."""
     seed: int = 0
@@ -279,6 +317,7 @@ class Config:
             f"precision {self.precision!r} is none of float32, bfloat16",
         )
         _require(self.bands is None or len(self.bands) > 0, "bands is empty: name one at least, or leave it")
+        self._require_weights()
         patch_px, local_px = self.model.patch_px, self.views.local_px
         _require(
             local_px >= patch_px and local_px % patch_px == 0,
@@ -287,6 +326,12 @@ class Config:
         for side_px in {self.model.image_px, *([local_px] if self.views.num_local else [])}:
             set_sizes((side_px // patch_px) ** 2, self.masks.student, self.masks.teacher)
         self._require_targets()
+
+    def _require_weights(self) -> None:
+        weights = [self.weight, *[each.weight for each in self.mix]]
+        given = [weight for weight in weights if weight is not None]
+        _require(len(given) in (0, len(weights)), f"weight and mix: {len(given)} of {len(weights)} weights are given")
+        _require(not given or (min(given) >= 0 and max(given) > 0), f"weights {given} are not ≥ 0, one of them above 0")
 
     def _require_targets(self) -> None:
         num_patches = (self.model.image_px // self.model.patch_px) ** 2

@@ -1,47 +1,26 @@
-"""The stream of batches: positions of the endless exactly-once order become crops, patch sets and colour draws.
+"""Batches: the samples of a step become crops, patch sets and colour draws.
 
-State is one number, the samples consumed. A batch is a pure function of (seed, dataset, positions): it does not
-depend on workers, ranks or restarts.
+A batch is a pure function of (seed, datasets, step of the stream, rank): it does not depend on workers or restarts.
 
 Shape legend: N = views · images in view-major order, C bands, P patches of a set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pretrain.colour import Colour
 from pretrain.config import Config
 from pretrain.masks import draw_patch_sets, set_sizes
 from pretrain.views import ColourDraws, ViewTensors, cut_view, draw_colours, view_names
-from shards.dataset import Dataset, Sample
-from shards.errors import UserError
-from shards.images import decode_image
-from shards.order import locate, rank_positions
-
-VALUE_RANGES = {"uint8": 255.0, "uint16": 65535.0}
-
-
-class SampleSource(Protocol):
-    """What the stream needs of a dataset."""
-
-    digest: str
-
-    @property
-    def num_samples(self) -> int:
-        """Count of samples."""
-        ...
-
-    def read(self, index: int) -> Sample:
-        """Return the sample at an index."""
-        ...
+from shards.dataset import CorruptSampleError, Sample
+from shards.images import Pixels, decode_image
+from shards.stream import Replacement, Slot, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,51 +59,62 @@ class Batch:
     local_views: ViewBatch | None
 
     def pin_memory(self) -> "Batch":
-        """See ViewBatch.pin_memory; the loader calls it."""
+        """See ViewBatch.pin_memory."""
         local_views = self.local_views and self.local_views.pin_memory()
         return Batch(global_views=self.global_views.pin_memory(), local_views=local_views)
 
 
 class BatchMaker:
-    """Map-style dataset whose item is a whole batch: index it with the positions of a step."""
+    """Make the batches of a stream; may be pickled to workers."""
 
-    def __init__(self, dataset: SampleSource, config: Config, bands: tuple[int, ...]) -> None:
-        self._dataset = dataset
+    def __init__(self, stream: Stream, config: Config, places: Sequence[Sequence[int]]) -> None:
+        """Take what batches are made of.
+
+        Args:
+            stream: of this rank.
+            config: views, masks, colours.
+            places: of the bands to train on, in the images of each of the stream's datasets.
+        """
+        self.stream = stream
         self._config = config
-        self._bands = list(bands)
+        self._places = [list(each) for each in places]
+        self._kinds = {(dataset.dtype, len(dataset.bands)) for dataset in stream.datasets}
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch."""
-        return self._dataset.num_samples
-
-    def __getitem__(self, positions: NDArray[np.int64]) -> Batch:
-        """Read, decode and cut the samples at these positions of the stream.
+    def make(self, step: int) -> tuple[Batch, Sequence[Replacement]]:
+        """Read, decode and cut the samples of a step; also return which were replaced.
 
         Raises:
-            ValueError: a sample's image does not decode; names the sample.
+            UserError: a shard is missing, has changed, or may not be read.
+            CorruptSampleError: a sample is damaged or does not decode, and was not to be replaced.
+            StorageError: the store kept failing.
         """
-        epochs, indices = locate(positions, self._dataset.num_samples, self._config.seed, self._dataset.digest)
-        visits, images = [], []
-        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True):
-            sample = self._dataset.read(index)
-            visits.append((self._config.seed, epoch, sample.key))
-            images.append(self._decode(sample))
+        read = self.stream.read(step, self._decode)
+        visits = [self._visit(slot, key) for slot, (key, _) in zip(read.slots, read.items, strict=True)]
+        images = [self._choose(slot, pixels) for slot, (_, pixels) in zip(read.slots, read.items, strict=True)]
         global_names, local_names = view_names(self._config.views)
-        return Batch(
+        batch = Batch(
             global_views=self._views(images, visits, global_names, self._config.model.image_px),
             local_views=self._views(images, visits, local_names, self._config.views.local_px) if local_names else None,
         )
+        return batch, read.replaced
 
-    def _decode(self, sample: Sample) -> NDArray[Any]:
-        try:
-            pixels = decode_image(sample.ext, sample.image)
-        except ValueError as error:
-            raise ValueError(f"sample {sample.key}: {error}") from error
-        if self._bands != list(range(pixels.shape[2])):
-            pixels = pixels[:, :, self._bands]
-        # torch resizes uint8 and float only.
-        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    def _decode(self, sample: Sample) -> tuple[str, Pixels]:
+        pixels = decode_image(sample.ext, sample.image)
+        if (str(pixels.dtype), pixels.shape[2]) not in self._kinds:
+            raise ValueError(f"the image has {pixels.shape[2]} bands of {pixels.dtype}, unlike the dataset")
+        return sample.key, pixels
+
+    def _visit(self, slot: Slot, key: str) -> tuple[int, int, str]:
+        # A sample that two datasets have in common is not cut twice in the same way.
+        return self._config.seed, slot.epoch, f"{slot.dataset}/{key}"
+
+    def _choose(self, slot: Slot, pixels: Pixels) -> NDArray[Any]:
+        """Return the bands to train on, in a type that torch can resize: uint8 or float32."""
+        dataset, places = self.stream.datasets[slot.dataset], self._places[slot.dataset]
+        if pixels.shape[2] != len(dataset.bands):
+            raise CorruptSampleError(f"{dataset.name(slot.row)} has {pixels.shape[2]} bands, unlike its dataset")
+        chosen = pixels if places == list(range(pixels.shape[2])) else pixels[:, :, places]
+        return chosen if chosen.dtype == np.uint8 else chosen.astype(np.float32)
 
     def _views(
         self, images: list[NDArray[Any]], visits: list[tuple[int, int, str]], names: list[str], side_px: int
@@ -154,89 +144,3 @@ class BatchMaker:
 
 def _cat(draws: list[ColourDraws]) -> ColourDraws:
     return ColourDraws(**{f.name: torch.cat([getattr(d, f.name) for d in draws]) for f in fields(ColourDraws)})
-
-
-def choose_bands(dataset: Dataset, config: Config) -> tuple[int, ...]:
-    """Return the places of the configured bands in the dataset's tiles.
-
-    Raises:
-        UserError: the dataset lacks one.
-    """
-    names = [band.name for band in dataset.bands]
-    wanted = config.bands or tuple(names)
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise UserError(
-            f"{dataset.url} has no band {', '.join(missing)}: its bands are {', '.join(names)}; "
-            "choose from them with bands, or ingest again"
-        )
-    return tuple(names.index(name) for name in wanted)
-
-
-def make_colour(dataset: Dataset, config: Config, bands: tuple[int, ...]) -> Colour:
-    """Return colours and normalisation for a dataset's bands.
-
-    Raises:
-        UserError: its type has no value range, or the configured mean and std have another number of bands.
-    """
-    if dataset.dtype not in VALUE_RANGES:
-        raise UserError(
-            f"{dataset.url} holds {dataset.dtype}, but training takes {' or '.join(VALUE_RANGES)}: "
-            "ingest with another normalisation"
-        )
-    value_range = VALUE_RANGES[dataset.dtype]
-    chosen = [dataset.bands[place] for place in bands]
-    mean = config.colour.mean or tuple(band.mean / value_range for band in chosen)
-    # A constant band would be divided by 0; its normalised values are 0 whatever it is divided by.
-    std = config.colour.std or tuple(band.std / value_range or 1.0 for band in chosen)
-    if not len(mean) == len(std) == len(bands):
-        raise UserError(f"colour.mean and colour.std have {len(mean)} and {len(std)} values for {len(bands)} bands")
-    names = [band.name for band in chosen]
-    has_rgb = {"red", "green", "blue"} <= set(names)
-    rgb = tuple(names.index(name) for name in ("red", "green", "blue")) if has_rgb else ()
-    return Colour(value_range=value_range, mean=mean, std=std, rgb=rgb)
-
-
-def stream_batches(
-    maker: BatchMaker,
-    config: Config,
-    *,
-    samples_consumed: int,
-    num_steps: int,
-    rank: int = 0,
-    world: int = 1,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """Yield this rank's batches of the next steps.
-
-    Args:
-        maker: of batches.
-        config: global batch and workers.
-        samples_consumed: over all ranks, before the first of these steps.
-        num_steps: batches to yield.
-        rank: in [0, world).
-        world: number of ranks; divides the batch.
-        pin_memory: for an accelerator.
-    """
-    workers = config.loader.workers
-    loader: DataLoader[Batch] = DataLoader(
-        maker,  # type: ignore[arg-type]  # torch wants its own base class, needs only __getitem__
-        sampler=StepPositions(config.loader.batch, rank, world, samples_consumed, num_steps),
-        batch_size=None,
-        num_workers=workers,
-        # Forking a process that has started threads deadlocks; a fork server starts none.
-        multiprocessing_context="forkserver" if workers else None,
-        pin_memory=pin_memory,
-    )
-    return iter(loader)
-
-
-class StepPositions:
-    """The positions of each step, as the loader's sampler: nothing is stored, however long the run."""
-
-    def __init__(self, global_batch: int, rank: int, world: int, start: int, num_steps: int) -> None:
-        self._take = partial(rank_positions, global_batch=global_batch, rank=rank, world=world, start=start)
-        self._num_steps = num_steps
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return (self._take(step) for step in range(self._num_steps))

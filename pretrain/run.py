@@ -5,7 +5,8 @@
 
 import json
 import platform
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -17,9 +18,23 @@ from shards.errors import UserError
 from shards.schema import canonical_json, sha256_hex
 
 FORMAT = "pera-run"
-FORMAT_VERSION = 1
-_FREE = ("data", "run", "max_steps", "device", "log_every", "loader.workers", "checkpoint.")
-"""Keys (or beginnings of keys) that may differ from start to start: they do not change what is computed."""
+FORMAT_VERSION = 2
+_FREE = (
+    "data",
+    "version",
+    "mix",
+    "weight",
+    "run",
+    "max_steps",
+    "device",
+    "log_every",
+    "loader.workers",
+    "loader.cache",
+    "loader.on_bad",
+    "checkpoint.",
+)
+"""Keys (or beginnings of keys) that may differ from start to start: they do not change what is computed, or only from
+then on (weights), or only where a run would have stopped (on_bad). What data it is says the datasets' digests."""
 _PACKAGES = ("pera-at-scale", "torch", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -49,41 +64,77 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
-def check_run(config: Config, dataset_digest: str) -> bool:
-    """Say whether the folder holds this very run already; False where it is new. Writes nothing.
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run keeps from its first start, whatever changes later."""
+
+    digests: tuple[str, ...]
+    """Of its datasets, likewise the next."""
+    dataset_versions: tuple[int, ...]
+    mean: tuple[float, ...]
+    """Per band, as a share of the value range: of the mixture that the run began with."""
+    std: tuple[float, ...]
+
+
+def read_run(config: Config) -> RunRecord | None:
+    """Return what the folder keeps of the run of this configuration; None where it is new. Writes nothing.
 
     Raises:
-        UserError: it holds something else: another dataset's run, another configuration's, or no run at all.
+        UserError: it holds something else: another configuration's run, one with other datasets, or no run at all.
     """
     url = config.run
     with storage.user_errors(url):
         if not storage.exists(storage.join(url, "run.json")):
             if storage.exists(url) and storage.list_files(url):
                 raise UserError(f"{url} is not empty and holds no run: choose another folder with --run")
-            return False
-        record = json.loads(storage.read_bytes(storage.join(url, "run.json")))
-    if (record["format"], record["format_version"]) != (FORMAT, FORMAT_VERSION):
-        raise UserError(f"{url} holds a run of an unknown format: update this package, or choose another --run")
-    if record["dataset_digest"] != dataset_digest:
+            return None
+        content = json.loads(storage.read_bytes(storage.join(url, "run.json")))
+    if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
         raise UserError(
-            f"{url} was made from other data: digest {record['dataset_digest']}, but {config.data} has "
-            f"{dataset_digest}; choose another --run, or give the data it was made from"
+            f"{url} holds a run of format {content['format']} {content['format_version']}, but this code reads "
+            f"{FORMAT} {FORMAT_VERSION}: go on with the version of this package that made it, or choose another --run"
         )
-    _require_same(url, record["identity"], identity(config))
-    return True
+    record = RunRecord(**{field.name: tuple(content[field.name]) for field in fields(RunRecord)})
+    if len(record.digests) != 1 + len(config.mix):
+        raise UserError(
+            f"{url} was made from {len(record.digests)} datasets, not {1 + len(config.mix)}: choose another --run, or "
+            "give those it was made from; weight 0 pauses one"
+        )
+    _require_same(url, content["identity"], identity(config))
+    return record
 
 
-def create_run(config: Config, dataset_digest: str) -> None:
+def require_same_data(config: Config, record: RunRecord, digests: Sequence[str]) -> None:
+    """Make sure that a run goes on with the data it was made from.
+
+    Args:
+        config: of this start.
+        record: of the run.
+        digests: of the datasets of this start.
+
+    Raises:
+        UserError: a dataset is another one.
+    """
+    urls = [config.data, *[each.data for each in config.mix]]
+    for url, before, now in zip(urls, record.digests, digests, strict=True):
+        if before != now:
+            raise UserError(
+                f"{config.run} was made from other data: digest {before}, but {url} has {now}; "
+                "choose another --run, or give the data it was made from"
+            )
+
+
+def create_run(config: Config, record: RunRecord) -> None:
     """Write `run.json` and `config.yaml`."""
-    record = {
+    content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "dataset_digest": dataset_digest,
         "identity": identity(config),
+        **asdict(record),
         "versions": versions(),
     }
     with storage.user_errors(config.run):
-        storage.write_bytes(storage.join(config.run, "run.json"), json.dumps(record, indent=2).encode() + b"\n")
+        storage.write_bytes(storage.join(config.run, "run.json"), json.dumps(content, indent=2).encode() + b"\n")
     write_config(config)
 
 

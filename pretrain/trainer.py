@@ -12,15 +12,16 @@ from pretrain.backbone import DropPath
 from pretrain.checkpoint import Position, remove_old, save_checkpoint
 from pretrain.colour import Colour
 from pretrain.config import Config
-from pretrain.data import Batch, make_colour
+from pretrain.data import Batch
 from pretrain.export import Origin, export
 from pretrain.optim import make_optimiser, set_rates
 from pretrain.pera import PerA, PeraOutput
 from pretrain.plan import Plan, Rates, make_plan
 from pretrain.run import flatten, identity_sha256, versions
-from shards.dataset import Dataset
+from pretrain.sources import Sources
 from shards.errors import UserError
 from shards.keyed import hash64
+from shards.state import StreamState
 
 
 class NonFiniteError(RuntimeError):
@@ -60,13 +61,13 @@ class Trainer:
         self.model.update_teacher(rates.ema, output.teacher_mean_K)
         return output, rates, grad_norm
 
-    def save(self, position: Position) -> tuple[str, str]:
-        """Write the export, then the checkpoint; return their URLs."""
+    def save(self, position: Position, stream: StreamState) -> tuple[str, str]:
+        """Write the export, then the checkpoint with the stream's state there; return their URLs."""
         # In this order: where there is a checkpoint there is its export, whenever the process dies.
         run = self.config.run
         export_url = export(run, self.model, self.colour, position, self.origin)
         record = {"config": flatten(self.config), **asdict(self.origin)}
-        checkpoint_url = save_checkpoint(run, self.model, self.optimiser, position, record)
+        checkpoint_url = save_checkpoint(run, self.model, self.optimiser, position.step, stream, record)
         remove_old(run, self.config.checkpoint.keep_last)
         return export_url, checkpoint_url
 
@@ -82,27 +83,21 @@ class Trainer:
         return output
 
 
-def build_trainer(config: Config, dataset: Dataset, bands: tuple[int, ...]) -> Trainer:
+def build_trainer(config: Config, sources: Sources, colour: Colour) -> Trainer:
     """Make model and optimiser as they are before the first step.
 
     Raises:
-        UserError: dataset, device and configuration do not fit together.
+        UserError: the run would have no step, or there is no such device.
     """
-    plan = make_plan(config, dataset.num_samples)
-    colour = make_colour(dataset, config, bands)
-    if config.model.image_px > dataset.tile_px:
-        raise UserError(
-            f"{dataset.url} has tiles of {dataset.tile_px} px, too small for crops of model.image_px "
-            f"{config.model.image_px}: lower it, or ingest with a larger tile_px"
-        )
+    plan = make_plan(config, sources.num_samples)
     device = choose_device(config)
     with torch.random.fork_rng():
         torch.manual_seed(hash64("weights", config.seed) >> 1)
-        model = PerA(config, len(bands)).to(device)
+        model = PerA(config, len(sources.bands)).to(device)
     origin = Origin(
-        bands=tuple(dataset.bands[place].name for place in bands),
-        dtype=dataset.dtype,
-        dataset_digest=dataset.digest,
+        bands=sources.bands,
+        dtype=sources.datasets[0].dtype,
+        dataset_digest=sources.digest,
         config_sha256=identity_sha256(config),
         versions=versions(),
     )

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shards import cli
+from shards import cli, stream_cli
 from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.schema import Version
 
-_DESCRIPTION = "Look at a dataset, check it, compare it, curate it without rewriting a shard."
+_DESCRIPTION = "Look at a dataset, check it, compare it, curate it without rewriting a shard; plan and read its stream."
 _COMMANDS = {
+    "index": (
+        "make the tables for WebDataset tars that others wrote, which stay as they are: read every byte once, check "
+        "that they can be one dataset, write it to --out. A run that was stopped goes on by the same command"
+    ),
     "ls": "one line per shard: URL, samples, bytes (for `cut -f1`, webdataset, tar)",
     "verify": "check every checksum, count and table; exit 1 and a line per fault if any",
     "digest": "print the 64 hex digits that name the content",
@@ -23,11 +27,13 @@ _COMMANDS = {
     "select": "make a version of the samples for which --where is true; shards stay as they are",
     "dedup": "make a version without equal and nearly equal tiles; shards stay as they are",
     "diff": "say in what two versions differ, scene by scene; exit 0 if their digests are equal, else 1",
+    "plan": stream_cli.PLAN,
+    "stream": stream_cli.STREAM,
     "gc": (
-        "remove files that no version of this dataset names: remains of crashed runs, and what ingest keeps to resume "
-        "from, all by the names that ingest gives; other files stay. Versions of OTHER datasets that point to shards "
-        "here (select --out, dedup --out) are not known: if a version here that has them is gone, they lose them. No "
-        "run may be writing here that was paused longer than --min_age_h"
+        "remove files that no version of this dataset names: remains of crashed runs, and what ingest and index keep "
+        "to resume from, all by the names that they give; other files stay. Versions of OTHER datasets that point to "
+        "shards here (select --out, dedup --out) are not known: if a version here that has them is gone, they lose "
+        "them. No run may be writing here that was paused longer than --min_age_h"
     ),
 }
 _WHERE = (
@@ -45,6 +51,18 @@ _OUT = (
     "write the version to this folder or bucket URL, pointing to the shards by absolute URLs; by default it becomes "
     "the next version of the dataset itself"
 )
+_SOURCES = (
+    "a tar; a folder, for the *.tar in it by name; or a pattern such as 's3://bucket/train-{000000..000127}.tar' or "
+    "'{a,b}.tar'. Several make one dataset, in the order given. For several modalities write NAME=URL: tars of one "
+    "name are a series, samples of the series are joined by equal keys, members are called NAME.EXT; the series named "
+    "first has the images and gives the order (for a path with a = in it write ./x=y)"
+)
+_IMAGE = (
+    "extension of the image's member, that is all after the first dot of its name: jpg, rgb.png; jpg,png for either. "
+    "By default the member called jpg, jpeg, png, webp, npy, tif or tiff"
+)
+_LABEL = "extension of the label's member, a short text; by default cls, if every sample has it"
+_BANDS = "names of the bands, as red,green,blue,nir; by default grey, red,green,blue or band_1,band_2,…"
 
 
 def main(argv: list[str]) -> int:
@@ -53,13 +71,10 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subcommands(dest="command", required=True)
     for name, text in _COMMANDS.items():
         sub = cli.make_parser(f"shards {name}", text)
-        if name == "diff":
-            _add_diff(sub)
+        if name in _ADD:
+            _ADD[name](sub)
         else:
-            sub.add_argument("url", type=str, help="the dataset: a folder or bucket URL")
-        if name not in ("diff", "gc"):
-            sub.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
-        _add_options(sub, name)
+            _add_options(sub, name)
         commands.add_subcommand(name, sub, help=text)
     options = cli.parse(parser, argv)
     return _RUN[options["command"]](options[options["command"]])
@@ -75,7 +90,19 @@ def _add_diff(parser: cli.Parser) -> None:
     parser.add_argument("--limit", type=int, default=20, help="lines of each kind (scenes added, removed, changed…)")
 
 
+def _add_index(parser: cli.Parser) -> None:
+    parser.add_argument("urls", metavar="url", type=str, nargs="+", help=_SOURCES)
+    parser.add_argument("--out", type=str, required=True, help="the dataset to make: a folder or bucket URL")
+    parser.add_argument("--image", type=str | None, default=None, help=_IMAGE)
+    parser.add_argument("--label", type=str | None, default=None, help=_LABEL)
+    parser.add_argument("--bands", type=str | None, default=None, help=_BANDS)
+    parser.add_argument("--workers", type=int, default=4, help="tars to read at a time; each takes 40 MiB of memory")
+
+
 def _add_options(parser: cli.Parser, name: str) -> None:
+    parser.add_argument("url", type=str, help="the dataset: a folder or bucket URL")
+    if name != "gc":
+        parser.add_argument("--version", type=int | None, default=None, help="its version; the newest by default")
     if name == "preview":
         parser.add_argument("--out", type=str, required=True, help="the PNG file to write")
         parser.add_argument("--num_tiles", type=int, default=48, help="tiles on the sheet")
@@ -92,6 +119,34 @@ def _add_options(parser: cli.Parser, name: str) -> None:
         parser.add_argument(
             "--min_age_h", type=float, default=24.0, help="leave files alone that changed within these hours"
         )
+
+
+def _index(options: cli.Namespace) -> int:
+    from shards.faults import RefusedError
+    from shards.index import index
+
+    bands = [name.strip() for name in options.bands.split(",")] if options.bands is not None else None
+    try:
+        made = index(
+            options.urls,
+            options.out,
+            image=options.image,
+            label=options.label,
+            bands=bands,
+            num_workers=options.workers,
+        )
+    except RefusedError as error:
+        print(*error.faults, sep="\n")
+        raise
+    version, url = made.version, options.out
+    notes = [f"{made.num_resumed} of them read by an earlier run"] if made.num_resumed else []
+    notes += [f"{made.num_passed_over} members passed over"] if made.num_passed_over else []
+    told = f" ({', '.join(notes)})" if notes else ""
+    print(
+        f"{url} version {version.version}: {version.num_samples} samples in {version.num_shards} shards{told}, digest "
+        f"{version.digest}; next: python -m shards plan {url} --global_batch 256"
+    )
+    return 0
 
 
 def _ls(options: cli.Namespace) -> int:
@@ -210,7 +265,16 @@ def _gc(options: cli.Namespace) -> int:
     return 0
 
 
+_ADD: dict[str, Callable[[cli.Parser], None]] = {
+    "diff": _add_diff,
+    "index": _add_index,
+    "plan": stream_cli.add_plan_options,
+    "stream": stream_cli.add_stream_options,
+}
+"""What adds the options of commands that take something else than one dataset."""
+
 _RUN: dict[str, Callable[[cli.Namespace], int]] = {
+    "index": _index,
     "ls": _ls,
     "verify": _verify,
     "digest": _digest,
@@ -220,6 +284,8 @@ _RUN: dict[str, Callable[[cli.Namespace], int]] = {
     "dedup": _dedup,
     "diff": _diff,
     "gc": _gc,
+    "plan": stream_cli.run_plan,
+    "stream": stream_cli.run_stream,
 }
 
 

@@ -122,9 +122,10 @@ def _lead(version: Version, survey: Survey) -> str:
     used = version.num_scenes - version.num_rejected
     parent = version.record.get("parent")
     derived = f", made from version {escape(str(parent))}" if parent is not None else ""
+    source = f"{used:,} of {version.num_scenes:,} scenes" if version.num_scenes else "shards that others wrote"
     return (
         f"Version {version.version}{derived}: {version.num_samples:,} tiles of {version.tile_px} × {version.tile_px} "
-        f"pixels from {used:,} of {version.num_scenes:,} scenes"
+        f"pixels from {source}"
     )
 
 

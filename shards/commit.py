@@ -51,9 +51,15 @@ def _write_file(url: str, name: str, table: pa.Table) -> TableFile:
 
 
 def encode_table(table: pa.Table) -> bytes:
-    """Return the Parquet bytes of a table: zstd, row groups of 65,536; the same for the same rows."""
+    """Return the Parquet bytes of a table: zstd, row groups of 65,536, checksums; the same for the same rows."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        compression="zstd",
+        row_group_size=_ROWS_PER_GROUP,
+        write_page_checksum=True,
+    )
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

@@ -1,24 +1,26 @@
 """Open a dataset version and read its samples by index.
 
-Opening costs the read of four columns of the samples table (24 bytes of memory per sample); a sample is then
-one positioned read of a local file, or one ranged request to a store, and its checksum is always compared.
+Opening costs the read of five columns of the samples table and 12 bytes of memory per sample and series; a sample is
+then one positioned read of a local file, or one ranged request to a store, and its checksum is always compared.
 """
 
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import storage, tar
+from shards.columns import iter_columns
 from shards.errors import UserError
+from shards.rows import Place, Rows, read_rows
 from shards.schema import TABLES, Band, Version, sha256_hex
 
 _MAX_OPEN_FILES = 64
@@ -34,6 +36,8 @@ class Sample:
     image: bytes
     metadata: bytes
     """JSON, or empty where the sample has none."""
+    members: Mapping[str, bytes]
+    """All of them by extension, the image and the JSON among them."""
 
 
 class CorruptSampleError(RuntimeError):
@@ -122,6 +126,19 @@ def _chosen_columns(parquet: pq.ParquetFile, name: str, columns: Sequence[str] |
     return table.select(list(columns))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file of a dataset."""
+
+    url: str
+    size: int
+    """Bytes."""
+    etag: str | None
+    """Of a foreign object when it was indexed."""
+    local: bool
+    """Lies on a disk of this machine."""
+
+
 class Dataset:
     """A version of a dataset, ready for random access; may be pickled to workers, which open their own files."""
 
@@ -132,37 +149,131 @@ class Dataset:
         self.bands: tuple[Band, ...] = version.bands
         self.dtype = version.dtype
         self.tile_px = version.tile_px
-        shards = read_table(url, version, "shards", ["shard", "url"])
-        urls = dict(zip(shards["shard"].to_pylist(), shards["url"].to_pylist(), strict=True))
-        samples = read_table(url, version, "samples", ["shard", "offset", "size", "crc32c"])
-        codes = samples["shard"].combine_chunks()
-        self._shard_urls = [storage.join(url, urls[name]) for name in codes.dictionary.to_pylist()]
-        self._shard_P = codes.indices.to_numpy().astype(np.int32)
-        self._offset_P = samples["offset"].to_numpy()
-        self._size_P = samples["size"].to_numpy()
-        self._crc_P = samples["crc32c"].to_numpy()
+        self.layout = layout_digest(version)
+        shards = pa.concat_tables(iter_table(url, version, "shards", ["shard", "url", "size", "etag"])).to_pydict()
+        urls = [storage.join(url, place) for place in shards["url"]]
+        self.shards = [
+            Shard(url=place, size=size, etag=etag, local=storage.is_local(place))
+            for place, size, etag in zip(urls, shards["size"], shards["etag"], strict=True)
+        ]
+        self._image_members: set[str] = set()
+        samples = self._iter_samples()
+        try:
+            self.rows = read_rows(samples, version.num_samples, shards["shard"])
+            self.parts = tuple(self._read_part(number, shards["shard"]) for number in range(len(version.series[1:])))
+        except ValueError as error:
+            raise UserError(f"{url} version {version.version} is damaged: {error}") from error
         self._files = _LocalFiles()
+        self._first_etags = _FirstEtags()
 
     @property
     def num_samples(self) -> int:
         """Count of samples, N."""
-        return len(self._offset_P)
+        return len(self.rows)
 
-    def read(self, index: int) -> Sample:
+    def _iter_samples(self) -> Iterator[pa.Table]:
+        columns = ["shard", "offset", "size", "crc32c", "member"]
+        for table in iter_columns(self.url, self.version, "samples", columns):
+            for chunk in table["member"].chunks:
+                self._image_members.update(chunk.dictionary.to_pylist())
+            yield table
+
+    def _read_part(self, number: int, shard_names: Sequence[str]) -> Rows:
+        """Read the places of the samples in another series than the first."""
+        tables = iter_columns(self.url, self.version, "samples", ["parts"])
+        return read_rows((_part(table["parts"], number) for table in tables), self.version.num_samples, shard_names)
+
+    def places(self, row: int) -> list[Place]:
+        """Return where the bytes of a row's sample lie, one place for each series.
+
+        Raises:
+            IndexError: the row is not in [0, N).
+        """
+        if not 0 <= row < self.num_samples:
+            raise IndexError(f"sample {row} outside [0, {self.num_samples})")
+        return [rows.place(row) for rows in (self.rows, *self.parts)]
+
+    def read(self, row: int) -> Sample:
         """Read the sample at a row of the samples table; safe to call from several threads.
 
         Raises:
-            IndexError: the index is not in [0, N).
+            IndexError: the row is not in [0, N).
             CorruptSampleError: its bytes do not match the recorded length and checksum.
+            UserError: its shard is missing or has changed.
         """
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} outside [0, {self.num_samples})")
-        url = self._shard_urls[self._shard_P[index]]
-        offset, size = int(self._offset_P[index]), int(self._size_P[index])
-        data = self._files.pread(url, offset, size) if storage.is_local(url) else storage.read_range(url, offset, size)
-        if len(data) != size or google_crc32c.value(data) != int(self._crc_P[index]):
-            raise CorruptSampleError(f"sample {index} (byte {offset} of {url}) does not match its checksum")
-        return parse_sample(data)
+        return self.parse(row, self.read_places(row, self.places(row)))
+
+    def read_places(self, row: int, places: Sequence[Place]) -> list[bytes]:
+        """Read a row's bytes where they lie, one piece for each series, checked; errors as `read`."""
+        try:
+            data = [self._read_bytes(place) for place in places]
+        except FileNotFoundError as error:
+            raise self.missing(row, places) from error
+        if not all(map(is_whole, data, places)):
+            raise self.fault(row, places)
+        return data
+
+    def _read_bytes(self, place: Place) -> bytes:
+        shard = self.shards[place.shard]
+        if shard.local:
+            return self._files.pread(shard.url, place.offset, place.size)
+        return storage.read_range(shard.url, place.offset, place.size)
+
+    def is_local(self, places: Sequence[Place]) -> bool:
+        """Say whether a row's bytes lie on a disk of this machine."""
+        return all(self.shards[place.shard].local for place in places)
+
+    def missing(self, row: int, places: Sequence[Place]) -> UserError:
+        """Return the error for a row that lies in a shard that is not there."""
+        gone = [self.shards[place.shard].url for place in places if not storage.exists(self.shards[place.shard].url)]
+        return UserError(f"{', '.join(gone)}: not there (sample {row} lies in it); restore it or rebuild the dataset")
+
+    def fault(self, row: int, places: Sequence[Place]) -> Exception:
+        """Find out why a row's bytes do not match: its shard changed, or the sample is damaged."""
+        try:
+            for place in places:
+                self._require_same(place.shard)
+        except FileNotFoundError:
+            return self.missing(row, places)
+        except UserError as error:
+            return error
+        return CorruptSampleError(f"{self.name(row)} does not match its checksum")
+
+    def require_unchanged(self, shard: int) -> None:
+        """Find out, once in each process, whether a shard in a store is the one of the tables.
+
+        Raises:
+            UserError: it has another size, or another ETag than when it was indexed.
+            FileNotFoundError: it is not there.
+        """
+        if shard not in self._first_etags and not self.shards[shard].local:
+            self._require_same(shard)
+
+    def _require_same(self, number: int) -> None:
+        shard = self.shards[number]
+        found = storage.stat(shard.url)
+        if found.size != shard.size:
+            raise UserError(f"{shard.url} changed: {found.size} bytes, not the {shard.size} of the dataset")
+        first = self._first_etags.setdefault(number, found.etag)
+        for known, when in ((shard.etag, "indexed"), (first, "first read")):
+            if known and found.etag != known:
+                raise UserError(f"{shard.url} changed: its ETag is {found.etag}, not {known} as when {when}")
+
+    def parse(self, row: int, pieces: Sequence[bytes]) -> Sample:
+        """Split the tar bytes of a row's sample, one piece for each series, into its members.
+
+        Raises:
+            CorruptSampleError: the bytes are no tar members, or do not have exactly one image.
+        """
+        try:
+            return parse_sample(pieces, self.version.series or ("",), self._image_members)
+        except ValueError as error:
+            raise CorruptSampleError(f"{self.name(row)}: {error}") from error
+
+    def name(self, row: int) -> str:
+        """Return what to call a row's sample in a message."""
+        place = self.rows.place(row)
+        return f"sample {row} (byte {place.offset} of {self.shards[place.shard].url})"
 
 
 def open_dataset(url: str, version: int | None = None) -> Dataset:
@@ -174,22 +285,58 @@ def open_dataset(url: str, version: int | None = None) -> Dataset:
     return Dataset(url, read_version(url, version))
 
 
-def parse_sample(data: bytes) -> Sample:
-    """Split the tar bytes of one sample into image and metadata.
+def layout_digest(version: Version) -> str:
+    """Return 64 hex digits that name rows, shards and places: what an order of samples depends on besides the content.
+
+    Two datasets of one content digest may differ in it: after a rebuild with other shard sizes, say.
+    """
+    return sha256_hex("".join(file.sha256 for file in version.tables["samples"]).encode())
+
+
+def is_whole(data: bytes | memoryview, place: Place) -> bool:
+    """Say whether a sample's bytes are those of the table."""
+    return len(data) == place.size and google_crc32c.value(data) == place.crc32c
+
+
+def _part(parts: pa.ChunkedArray, number: int) -> pa.Table:
+    """Return shard, offset, size, crc32c of one element of each list."""
+    element = pc.list_element(parts, number)
+    return pa.table({name: pc.struct_field(element, name) for name in ("shard", "offset", "size", "crc32c")})
+
+
+def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: Collection[str]) -> Sample:
+    """Split the tar bytes of one sample into its members.
+
+    Args:
+        pieces: of each series, the extent of the sample in its shard.
+        series: their names; a member's extension begins with a name that is not empty: "nir.npy".
+        image_members: extensions, one of which is the image.
 
     Raises:
-        ValueError: the bytes are no tar members, or none of them is an image.
+        ValueError: the bytes are no tar members, or do not have exactly one image.
     """
     contents: dict[str, bytes] = {}
     key = ""
-    for member in tar.members(data):
-        key, _, extension = member.name.partition(".")
-        contents[extension] = data[member.offset : member.offset + member.size]
-    metadata = contents.pop("json", b"")
-    if len(contents) != 1:
-        raise ValueError(f"sample {key!r} has {len(contents)} image members, not one")
-    ((extension, image),) = contents.items()
-    return Sample(key=key, ext=extension, image=image, metadata=metadata)
+    for prefix, data in zip(series, pieces, strict=True):
+        for member in tar.members(data):
+            key, extension = tar.key_and_extension(member.name)
+            name = f"{prefix}.{extension}" if prefix else extension
+            contents[name] = data[member.offset : member.offset + member.size]
+    images = [extension for extension in contents if extension in image_members]
+    if len(images) != 1:
+        raise ValueError(f"sample {key!r} has {len(images)} image members, not one")
+    extension = images[0]
+    metadata = contents.get(f"{series[0]}.json" if series[0] else "json", b"")
+    return Sample(
+        key=key, ext=extension.rpartition(".")[2], image=contents[extension], metadata=metadata, members=contents
+    )
+
+
+class _FirstEtags(dict[int, str]):
+    """ETags of shards as this process saw them first."""
+
+    def __reduce__(self) -> tuple[type["_FirstEtags"], tuple[()]]:
+        return _FirstEtags, ()
 
 
 class _LocalFiles:

@@ -48,9 +48,12 @@ class _Pass:
 
     def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for table in tables:
-            self.tally.add_samples(table)
+            # Samples of an indexed dataset have no scene.
+            self.tally.add_samples(table.filter(pc.is_valid(table["scene"])))
             self.bands.add(table)
             self.shards.update(pc.unique(table["shard"]).to_pylist())
+            others = pc.struct_field(pc.list_flatten(table["parts"]), "shard")
+            self.shards.update(pc.unique(others).to_pylist())
             self.num_samples += table.num_rows
             yield table
 
@@ -72,11 +75,22 @@ class _LeftOut:
             yield self._rejects(table.filter(pa.array(~mask)))
 
     def _rejects(self, samples: pa.Table) -> pa.Table:
-        places = np.searchsorted(self._numbers, scene_numbers(samples["scene"]))
-        paths = self._paths.take(pa.array(self._order[places])).cast(pa.string())
         reason, detail = self._decide.reasons(samples)
-        columns = [samples["scene"], paths, samples["x"], samples["y"], reason, detail]
+        columns = [samples["scene"], self._path(samples), *self._corner(samples), reason, detail]
         return pa.table(columns, names=REJECTS.names).cast(REJECTS)
+
+    def _path(self, samples: pa.Table) -> pa.Array:
+        """Return the path of each sample's scene; of one without a scene its key."""
+        has_scene = pc.is_valid(samples["scene"])
+        places = np.searchsorted(self._numbers, scene_numbers(samples["scene"].filter(has_scene)))
+        paths = self._paths.take(pa.array(self._order[places])).cast(pa.string())
+        return pc.replace_with_mask(samples["key"].combine_chunks(), has_scene.combine_chunks(), paths)
+
+    def _corner(self, samples: pa.Table) -> tuple[pa.Array, pa.Array]:
+        """Return x and y; 0 without a scene, as null would mean the whole of one."""
+        no_scene = pc.is_null(samples["scene"])
+        x, y = (pc.if_else(no_scene, pc.fill_null(samples[name], 0), samples[name]) for name in ("x", "y"))
+        return x, y
 
 
 def derive(url: str, parent: Version, out: str | None, decide: Decision, operation: Mapping[str, Any]) -> Version:
@@ -122,7 +136,7 @@ def _write(url: str, parent: Version, target: str, left_out: _LeftOut, masks: li
     kept = (table.filter(pa.array(mask)).cast(SAMPLES) for table, mask in rows)
     tables = {"samples": write_table(target, "samples", seen.watch(kept))}
     for rejects in (*_tile_rejects(url, parent), *left_out):
-        seen.tally.add_rejects(rejects)
+        seen.tally.add_rejects(rejects.filter(pc.is_valid(rejects["scene"])))
     whole: list[pa.Table] = []
     tables["scenes"] = write_table(target, "scenes", _settled(url, parent, seen.tally, whole))
     shards = _shards(url, parent, target, seen.shards)
@@ -137,7 +151,7 @@ def _write(url: str, parent: Version, target: str, left_out: _LeftOut, masks: li
         num_bytes=pc.sum(shards["size"]).as_py(),
         tables=tables,
     )
-    return replace(version, digest=_digest(target, version))
+    return replace(version, digest=tables_digest(target, version))
 
 
 def _chain(*parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -166,7 +180,8 @@ def _shards(url: str, parent: Version, target: str, used: set[str]) -> pa.Table:
     return shards.set_column(SHARDS.get_field_index("url"), "url", urls)
 
 
-def _digest(target: str, version: Version) -> str:
+def tables_digest(target: str, version: Version) -> str:
+    """Return the content digest of a version whose tables are written."""
     samples = iter_table(target, version, "samples", ["key", "member", "member_sha256", "json_sha256"])
     scenes = iter_table(target, version, "scenes", ["scene", "path", "state", "reason", "num_tiles"])
     return content_digest([band.name for band in version.bands], version.dtype, samples, scenes)

@@ -131,7 +131,7 @@ class _Tiles:
     keys: _Numbers
     contents: _Numbers
     scenes: NDArray[np.int32]
-    """Place among the scenes of both versions."""
+    """Place among the scenes of both versions; -1: no scene."""
 
 
 def _tiles(url: str, version: Version, everything: _Numbers) -> _Tiles:
@@ -141,21 +141,26 @@ def _tiles(url: str, version: Version, everything: _Numbers) -> _Tiles:
         for table in iter_table(url, version, "samples", columns):
             database.register("tile", table.select(["key"]))
             keys.append(database.execute("SELECT hash(key) AS number FROM tile").fetchnumpy()["number"])
-            contents.append(hash_prefixes(table["member_sha256"]) ^ hash_prefixes(table["json_sha256"]))
-            scenes.append(np.searchsorted(everything, scene_numbers(table["scene"])).astype(np.int32))
+            # Samples of an indexed dataset may have neither a scene nor another member than the image.
+            others = pc.fill_null(table["json_sha256"].cast(pa.binary()), bytes(32)).cast(pa.binary(32))
+            contents.append(hash_prefixes(table["member_sha256"]) ^ hash_prefixes(others))
+            places = np.full(table.num_rows, -1, np.int32)
+            has_scene = pc.is_valid(table["scene"])
+            places[has_scene.to_numpy()] = np.searchsorted(everything, scene_numbers(table["scene"].filter(has_scene)))
+            scenes.append(places)
     numbers = np.concatenate(keys)
     order = np.argsort(numbers)
     return _Tiles(numbers[order], np.concatenate(contents)[order], np.concatenate(scenes)[order])
 
 
 def _tile_changes(a: _Tiles, b: _Tiles, num_scenes: int) -> NDArray[np.int64]:
-    """Return int64 [3, S]: tiles added, removed, and with other bytes, per scene."""
+    """Return int64 [3, S + 1]: tiles added, removed, and with other bytes, per scene and, last, of no scene."""
     in_b = np.isin(a.keys, b.keys)
     in_a = np.isin(b.keys, a.keys)
     other = np.zeros(len(a.keys), bool)
     other[in_b] = a.contents[in_b] != b.contents[np.searchsorted(b.keys, a.keys[in_b])]
     rows = [b.scenes[~in_a], a.scenes[~in_b], a.scenes[other]]
-    return np.stack([np.bincount(each, minlength=num_scenes) for each in rows])
+    return np.stack([np.bincount(each % (num_scenes + 1), minlength=num_scenes + 1) for each in rows])
 
 
 def _compare(a: pa.Table, b: pa.Table, tiles_3S: NDArray[np.int64]) -> pa.Table:

@@ -19,8 +19,8 @@ from shards.errors import UserError
 from shards.schema import TABLES
 from shards.storage import FileInfo
 
-FOLDERS = ("shards", "tables", "plans", "probes", "inventories", "groups")
-"""Where files that nothing names may be removed; all but the first two are what ingest resumes from.
+FOLDERS = ("shards", "tables", "plans", "probes", "inventories", "index", "groups")
+"""Where files that nothing names may be removed; all but the first two are what ingest and index resume from.
 
 Groups come last: a marker that is written during the listing still counts.
 """
@@ -32,6 +32,7 @@ _OURS = re.compile(
     rf"|tables/({'|'.join(TABLES)})-[0-9a-f]{{32}}\.parquet"
     r"|groups/[0-9a-f]{32}((-samples|-rejects)?\.parquet|\.json)"
     r"|(probes|inventories)/[0-9a-f]{32}\.parquet"
+    r"|index/[0-9a-f]{32}\.(parquet|json)"
     r"|plans/[0-9a-f]{16}/.+",  # of an older layout
     re.DOTALL,
 )

@@ -14,6 +14,8 @@ from PIL import Image
 Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
 
 ENCODINGS = ("jpeg", "png", "webp", "npy")
+# Turned into 8 bits, their values would be lost without a word.
+_WIDER_MODES = ("I", "I;16B", "I;16L", "I;16N")
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
 
 
@@ -82,11 +84,13 @@ def decode_image(extension: str, data: bytes) -> Pixels:
     """
     if extension == "npy":
         array: Pixels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        return array
+        return array[:, :, None] if array.ndim == 2 else array
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            plain = image if image.mode in ("L", "RGB", "RGBA", "I;16") else image.convert("RGB")
+            if image.mode in _WIDER_MODES:
+                raise ValueError(f"a .{extension} image of mode {image.mode} has no exact form here: store it as .npy")
+            plain = image if image.mode in ("L", "RGB", "RGBA", "I;16", "F") else image.convert("RGB")
             pixels = np.asarray(plain)
     # Pillow's PNG reader raises SyntaxError on broken chunks.
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -7,7 +7,8 @@ Cost on an object store: `read_bytes` a HEAD and a GET (several ranged GETs abov
 import contextlib
 import os
 import shutil
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,6 +33,10 @@ JOINED_BYTES = 16 * 2**20
 """Ranges are not joined beyond this, so that large ones are read in parallel."""
 READS_AT_ONCE = 8
 
+traffic: Counter[str] = Counter(gets=0, bytes=0, bytes_used=0)
+"""What this process has read from stores: requests, bytes that came (of every attempt), bytes of samples out of a
+cache; only ever grows."""
+_counting = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -43,6 +48,12 @@ class SourceChangedError(OSError):
     def of(cls, url: str, detail: str) -> "SourceChangedError":
         """Make the error for a URL, `detail` saying what is not as it was."""
         return cls(f"{url} changed (or vanished) while it was being read: {detail}")
+
+
+def count_traffic(**amounts: int) -> None:
+    """Add to `traffic`; safe to call from several threads."""
+    with _counting:
+        traffic.update(amounts)
 
 
 def exists(url: str) -> bool:
@@ -86,7 +97,7 @@ def _read_whole(fs: Any, path: str, url: str) -> bytes:
             raise ShortBodyError(f"{url} was replaced while it was being read")
     else:
         # One connection: for more s3fs would ask for the size once again.
-        data = bytes(fs.cat_file(path, max_concurrency=1) if is_s3(fs) else fs.cat_file(path))
+        data = _get(fs, path, **{"max_concurrency": 1} if is_s3(fs) else {})
     if len(data) != before.size:
         raise ShortBodyError(f"{len(data)} of {before.size} bytes came")
     return data
@@ -112,7 +123,7 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 def _read_range(fs: Any, path: str, url: str, offset: int, size: int) -> bytes:
     try:
-        data = bytes(fs.cat_file(path, start=offset, end=offset + size))
+        data = _get(fs, path, start=offset, end=offset + size)
     except OSError as error:
         if answer_code(error) in ("InvalidRange", "416"):  # S3 refuses a range that begins at or after the end
             return b""
@@ -121,6 +132,13 @@ def _read_range(fs: Any, path: str, url: str, offset: int, size: int) -> bytes:
         data = data[offset : offset + size]
     if len(data) < size and len(data) < (there := min(size, max(0, stat(url).size - offset))):
         raise ShortBodyError(f"{len(data)} of {there} bytes from {offset} came")
+    return data
+
+
+def _get(fs: Any, path: str, **options: int) -> bytes:
+    count_traffic(gets=1)
+    data = bytes(fs.cat_file(path, **options))
+    count_traffic(bytes=len(data))
     return data
 
 

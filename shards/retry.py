@@ -111,10 +111,15 @@ def retrying(url: str, attempt: Callable[[], Result]) -> Result:
             limit_s = min(DEADLINE_S, UNREACHABLE_DEADLINE_S) if kind == "unreachable" else DEADLINE_S
             if passed_s + wait_s > limit_s:
                 raise StorageError(f"{url}: gave up after {passed_s:.0f} s ({kind}): {_line(error)}", kind) from error
-        with _counting:
-            retries[kind] += 1
+        count_retry(kind)
         time.sleep(wait_s)
     raise AssertionError("the waits never end")
+
+
+def count_retry(kind: str) -> None:
+    """Count one more retry, also of what is repeated elsewhere: a "checksum" that did not match."""
+    with _counting:
+        retries[kind] += 1
 
 
 def _waits_s() -> Iterator[float]:

@@ -25,6 +25,17 @@ def _floats(count: int = -1) -> pa.DataType:
     return pa.list_(pa.field("element", pa.float64()), count)
 
 
+_PART = pa.struct(
+    [
+        ("series", pa.string()),  # name of the modality, the beginning of its members' extensions
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("crc32c", pa.uint32()),
+    ]
+)
+
+
 SAMPLES = pa.schema(
     [
         ("key", pa.string()),  # unique in the dataset; names of the members start with it
@@ -32,11 +43,13 @@ SAMPLES = pa.schema(
         ("offset", pa.int64()),  # first byte of the sample's first tar header
         ("size", pa.int32()),  # bytes up to the end of its last member's padding
         ("crc32c", pa.uint32()),  # of these bytes
+        # Members of the sample in other shards: one series of shards per modality, equal keys. Null: none.
+        ("parts", pa.list_(pa.field("element", _PART))),
         ("member", pa.string()),  # extension of the image member, without dot
         ("member_offset", pa.int64()),  # first byte of the image itself
         ("member_size", pa.int32()),
         ("member_sha256", pa.binary(32)),
-        ("json_sha256", pa.binary(32)),
+        ("json_sha256", pa.binary(32)),  # of indexed foreign samples: of all other members, see shards.index
         ("scene", pa.string()),  # id of the scene, see the scenes table
         ("x", pa.int32()),  # window in scene pixels: left
         ("y", pa.int32()),  # and top
@@ -73,6 +86,7 @@ SHARDS = pa.schema(
         ("url", pa.string()),  # relative to the dataset, or absolute
         ("size", pa.int64()),  # bytes
         ("num_samples", pa.int32()),
+        ("etag", pa.string()),  # of a foreign object when it was indexed; null: not known
     ]
 )
 
@@ -187,6 +201,8 @@ class Version:
     num_bytes: int
     """Of all shards."""
     tables: Mapping[str, tuple[TableFile, ...]]
+    series: tuple[str, ...] = ()
+    """Modalities, each in shards of its own: the first is that of the rows, the others are their parts. Empty: one."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: scenes, configuration, seed, plan, toolchain."""
 
@@ -219,6 +235,7 @@ class Version:
         values["tables"] = {
             name: tuple(TableFile(**file) for file in files) for name, files in values["tables"].items()
         }
+        values["series"] = tuple(values.get("series", ()))
         return cls(**values)
 
 

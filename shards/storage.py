@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import UserError
 from shards.listing import FileInfo, iter_files, list_files, stat
-from shards.reading import SourceChangedError, exists, fetch, in_order, read_bytes, read_range, read_ranges
+from shards.reading import SourceChangedError, exists, fetch, in_order, read_bytes, read_range, read_ranges, traffic
 from shards.retry import StorageError, answer_code, retries, retrying
 from shards.urls import child, filesystem, is_local, is_s3, join, local_path, user_errors
 from shards.zips import fetch_member, list_zip
@@ -57,6 +57,7 @@ __all__ = [
     "require_writable",
     "retries",
     "stat",
+    "traffic",
     "user_errors",
     "write_bytes",
 ]

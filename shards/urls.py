@@ -17,12 +17,25 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import UserError
-from shards.retry import StorageError
+from shards.retry import StorageError, answer_code
 
 CONNECT_TIMEOUT_S = 5.0
 """Of S3 clients, seconds (s3fs's own default); a user's `config_kwargs` in fsspec's configuration win."""
 READ_TIMEOUT_S = 30.0
 """Of S3 clients, seconds without a byte; twice s3fs's, as completing a large upload may take a while."""
+
+# botocore's classes are told by name: local use must not pay for their import.
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "SSOError",
+    "ProfileNotFound",
+    "ParamValidationError",
+}
+# What stores say of expired tokens and wrong regions; without a body, as to HEAD, only "400".
+_REFUSALS = {"400", "301", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", "PermanentRedirect"}
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -126,7 +139,9 @@ def user_errors(url: str) -> Iterator[None]:
             raise UserError(f"cannot reach {url}: {error.__cause__}") from error
         raise
     except Exception as error:
-        # botocore's classes are not imported for this: local use must not pay for them.
-        if type(error).__name__ in {"NoCredentialsError", "ParamValidationError"}:
+        if {each.__name__ for each in type(error).__mro__} & _NO_CREDENTIALS:
             raise UserError(f"cannot reach {url}: {error}") from error
+        if (code := answer_code(error)) in _REFUSALS:
+            told = f"the store refuses {url} ({code}: {error})"
+            raise UserError(f"{told}: check region and credentials; a token may have expired") from error
         raise

@@ -13,11 +13,18 @@ def commands(url: str, version: Version, survey: Survey) -> Mapping[str, str]:
     place, rebuilt = shlex.quote(url), shlex.quote(url.rstrip("/") + "-rebuilt")
     return {
         "Check every byte": f"python -m shards verify {place} --version {version.version}",
-        "Build it again and compare": f"python -m ingest --rebuild {place} --out {rebuilt}",
+        "Build it again and compare": _rebuilding(place, rebuilt, version),
         # Make would expand a dollar sign of its own.
         "Train on it": f"make pretrain DATA={place.replace('$', '$$')} RUN=run",
         "Read it with webdataset": "\n".join(_reading(url, version, survey)),
     }
+
+
+def _rebuilding(place: str, rebuilt: str, version: Version) -> str:
+    if version.record.get("command") != "index":
+        return f"python -m ingest --rebuild {place} --out {rebuilt}"
+    sources = " ".join(map(shlex.quote, version.record["sources"]))
+    return f"python -m shards index {sources} --out {rebuilt} && python -m shards diff {place} {rebuilt}"
 
 
 def _reading(url: str, version: Version, survey: Survey) -> Sequence[str]:

@@ -2,7 +2,8 @@
 
 Reads each shard once and the tables three times. Memory: one shard and the rows of its samples, one table file, 16
 bytes per scene, and the keys of all samples. A version may name fewer samples than its shards hold (duplicates left
-out, a selection), so gaps between samples are no fault; bytes that two samples share are.
+out, a selection), so gaps between samples are no fault; bytes that two samples share are. Shards that others wrote
+are checked by `shards.verify_index`; their samples have no scene.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from shards.digest import content_digest
 from shards.errors import UserError
 from shards.schema import REJECTS, SAMPLES, TABLES, Version
 from shards.settle import BandSums, SceneTally
+from shards.verify_index import verify_indexed
 
 _COUNTED = ["key", "member", "member_sha256", "json_sha256", "scene", "num_valid", "band_sums", "band_squares"]
 # Figures are written with 6 decimals.
@@ -45,7 +47,10 @@ def verify(url: str, number: int | None = None) -> Iterator[str]:
             yield fault.text
     if not damaged:
         yield from _verify_tables(url, version)
-        yield from _verify_shards(url, version)
+        if version.record.get("command") == "index":
+            yield from verify_indexed(url, version)
+        else:
+            yield from _verify_shards(url, version)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class _Counts:
     def watch(self, samples: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for table in samples:
             self.keys += table["key"].chunks
-            self.tally.add_samples(table)
+            self.tally.add_samples(table.filter(pc.is_valid(table["scene"])))
             try:
                 self.bands.add(table)
             except ValueError as error:
@@ -98,7 +103,7 @@ def _verify_tables(url: str, version: Version) -> Iterator[str]:
     keys = pa.chunked_array(counts.keys, pa.string())
     shards = read_table(url, version, "shards")
     for rejects in iter_table(url, version, "rejects", REJECTS.names):
-        tally.add_rejects(rejects)
+        tally.add_rejects(rejects.filter(pc.is_valid(rejects["scene"])))
     faults = _SceneFaults(tally)
     told = list(faults.check(url, version))
     for what, found, promised in [

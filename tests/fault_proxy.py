@@ -5,10 +5,12 @@ goes, so that signed requests stay valid. `FaultProxy.add` sets a rule; the firs
 and is due gives it its fate:
 
 - `delay`: wait `seconds`, then go on as usual;
-- `answer`: answer `status` (503) with S3's XML, without forwarding; 200 with nothing: done, or so it says;
+- `answer`: answer `status` (503) with S3's XML and its error `code`, without forwarding; 200 with nothing: done, or
+  so it says;
 - `stall`: say nothing for `seconds`, then close, without forwarding;
 - `cut`: forward, announce the whole body, send its first `num_bytes`, close;
 - `shorten`: forward, answer with the first `num_bytes` of the body as if they were all of it;
+- `flip`: forward, answer with one bit of byte `num_bytes` of the body flipped;
 - `drop_reply`: forward, then close without a word: a PUT that landed, but nobody was told;
 - `unconditional`: answer 200 where the store said 412: a store that knows no conditional writes (what it
   holds is untouched);
@@ -30,8 +32,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-Fault = Literal["delay", "answer", "stall", "cut", "shorten", "drop_reply", "unconditional", "hold", "hold_reply"]
+Fault = Literal[
+    "delay", "answer", "stall", "cut", "shorten", "flip", "drop_reply", "unconditional", "hold", "hold_reply"
+]
 _CODES = {
+    403: "AccessDenied",
     429: "TooManyRequests",
     500: "InternalError",
     501: "NotImplemented",
@@ -57,6 +62,7 @@ class Rule:
     probability: float
     seconds: float
     status: int
+    code: str
     num_bytes: int
     random: random.Random
     num_seen: int = 0
@@ -131,6 +137,7 @@ class FaultProxy:
         seed: int = 0,
         seconds: float = 1.0,
         status: int = 503,
+        code: str = "",
         num_bytes: int = 0,
     ) -> Rule:
         """Add a rule (see the module and `Rule`); of `nth` and `probability` both must hold."""
@@ -143,6 +150,7 @@ class FaultProxy:
             probability=probability,
             seconds=seconds,
             status=status,
+            code=code or _CODES.get(status, ""),
             num_bytes=num_bytes,
             random=random.Random(seed),
         )
@@ -206,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is None:
             return self._reply(*self._forward(body))
         if fault == "answer":
-            return self._refuse(rule.status)
+            return self._refuse(rule.status, rule.code)
         if fault in ("delay", "stall"):
             time.sleep(rule.seconds)
         if fault == "stall":
@@ -222,6 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, [("ETag", '"00000000000000000000000000000000"')], b"", 0)
         if fault == "shorten":
             content = content[: rule.num_bytes]
+        if fault == "flip" and rule.num_bytes < len(content):
+            content = content[: rule.num_bytes] + bytes([content[rule.num_bytes] ^ 1]) + content[rule.num_bytes + 1 :]
         if fault == "cut":
             self._reply(answer, content, content[: rule.num_bytes])
             return self._close()
@@ -267,8 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.wfile.flush()
 
-    def _refuse(self, status: int) -> None:
-        text = f"<?xml version='1.0'?><Error><Code>{_CODES.get(status)}</Code><Message>as told</Message></Error>"
+    def _refuse(self, status: int, code: str) -> None:
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>"
         content = b"" if self.command == "HEAD" or status == 200 else text.encode()
         self._send(status, [("Content-Type", "application/xml")], content, len(content))
 

@@ -1,16 +1,25 @@
-"""Packing against its floor, its second worker, and Ray Data: `python -m tests.bench.ingest [ROUNDS]`.
+"""Packing against its floor, its second worker, and Ray Data: `python -m tests.bench.ingest [ROUNDS]`, 7 minutes.
 
-On a real-sized tiled GeoTIFF (20480² × 3, DEFLATE, 512² tiles) for uint8 and uint16, in one run and in turn:
+On a tiled GeoTIFF (20480² × 3, DEFLATE, 512² blocks) for uint8 and uint16, tiles of 512². In this process, in turn for
+each group of the plan (about 20 of 70 tiles), on the very tiles of the group:
 
-- floor: window read, scaling and JPEG encoding alone, in this process;
+- floor: window read, scaling and JPEG encoding alone;
 - naive: the floor plus webdataset's TarWriter (what a first script does);
 - pack: `ingest.pack.pack_group` as Ray calls it, decoder process included: masks, figures, filters, duplicates' hashes,
-  metadata, tables, shards, marker;
-- 1 worker, 2 workers: the same through Ray, on warm workers;
+  metadata, tables, shards, marker, all of it on the disk.
+
+Through Ray, on warm workers, the whole scene, in turn for each round:
+
+- 1 worker, 2 workers: `pack_group` on a cluster of two cores, of which one is taken for the first.
+
+Last and in a cluster of its own, since it has worker processes of its own:
+
 - Ray Data: the naive job as `map_batches` + `write_webdataset`, on two cores.
 
-Prints tiles/s (median of the rounds) and the ratios that count: pack/floor, pack/naive, 2 workers/1 worker,
-2 workers/Ray Data.
+Prints tiles/s (median, and of how many), and the ratios that count. A machine's speed drifts, by a third within minutes
+on a shared one, so a ratio is the median of the ratios of neighbours in time; with Ray Data that of the two medians.
+What a group costs beside its tiles (four files that are synced, 11 ms) weighs most in small ones: those of a dataset
+above 8 GB have 2000 tiles, so pack/floor is a lower bound for it.
 """
 
 import contextlib
@@ -21,11 +30,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import ingest  # noqa: F401  (sets GDAL's environment before rasterio is imported)
 
@@ -52,7 +63,7 @@ from shards.keyed import generator
 from shards.schema import SCENES
 
 _SIDE, _TILE = 20480, 512
-_NUM_TILES = (_SIDE // _TILE) ** 2
+_RAY_DATA_ROUNDS = 2
 _BOUNDS = (200.0,) * 3, (3000.0,) * 3
 _RECIPE = {
     "uint8": Recipe(),
@@ -60,56 +71,92 @@ _RECIPE = {
 }
 
 
+Windows = Sequence[tuple[int, int]]  # left and upper edges
+Calls = list[tuple[Any, ...]]  # of pack_group
+Rates = dict[str, list[float]]  # tiles/s of each time; the same place in two lists: neighbours in time
+
+
 def main() -> None:
     """Print the tables."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     for dtype in ("uint8", "uint16"):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "scenes", "scene.tif")
+            path, out = Path(folder, "scenes", "scene.tif"), Path(folder, "out")
             path.parent.mkdir()
             _write_scene(path, dtype)
-            rates = _measure(dtype, path, Path(folder, "out"), rounds)
-        print(f"{dtype}: " + "  ".join(f"{name} {rate:.1f}/s" for name, rate in rates.items()))
-        for ours, theirs in [
-            ("pack", "floor"),
-            ("pack", "naive"),
-            ("2 workers", "1 worker"),
-            ("2 workers", "ray data"),
-        ]:
-            print(f"    {ours} / {theirs}: {rates[ours] / rates[theirs]:.2f}")
+            rates = _here(path, dtype, out) | _through_workers(path, dtype, out, rounds) | _ray_data(path, dtype, out)
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        print(f"{dtype}: " + "  ".join(f"{name} {medians[name]:.1f}/s ({len(rates[name])})" for name in rates))
+        for ours, theirs in [("pack", "floor"), ("pack", "naive"), ("2 workers", "1 worker")]:
+            ratios = [mine / other for mine, other in zip(rates[ours], rates[theirs], strict=True)]
+            spread = f"{min(ratios):.2f}…{max(ratios):.2f}, {len(ratios)} pairs"
+            print(f"    {ours} / {theirs}: {statistics.median(ratios):.2f} ({spread})")
+        print(f"    2 workers / ray data: {medians['2 workers'] / medians['ray data']:.2f}", flush=True)
 
 
-def _measure(dtype: str, path: Path, out: Path, rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {}
-
-    def clock(name: str, work: Callable[[], object]) -> None:
+def _take_turns(rates: Rates, turn: int, num_tiles: int, candidates: dict[str, Callable[[], object]]) -> None:
+    """Add the rate of each candidate; every other turn in reverse, so that none gains by its place."""
+    for name in sorted(candidates, reverse=turn % 2 == 1):
         os.sync()  # what one candidate left unwritten must not slow the next one's fsync
         begin = time.perf_counter()
-        work()
-        times.setdefault(name, []).append(time.perf_counter() - begin)
-        shutil.rmtree(out, ignore_errors=True)
+        candidates[name]()
+        rates.setdefault(name, []).append(num_tiles / (time.perf_counter() - begin))
 
-    for _ in range(rounds):
-        clock("floor", lambda: _tiles(path, dtype))
-        clock("naive", lambda: _naive(path, dtype, out))
-        calls = _planned(dtype, path, out)
-        clock("pack", lambda: [pack_group(*call) for call in calls])  # noqa: B023
-    for workers in (1, 2):
-        with cluster("", workers):
-            for number in range(rounds + 1):
-                calls = _planned(dtype, path, out)
-                clock("warm-up" if number == 0 else _workers(workers), lambda: _through_ray(calls))  # noqa: B023
+
+def _here(path: Path, dtype: str, out: Path) -> Rates:
+    rates: Rates = {}
+    for turn, call in enumerate(_planned(path, dtype, out)):
+        windows = _windows(call)
+        _take_turns(rates, turn, len(windows), {
+            "floor": lambda: _tiles(path, dtype, windows),  # noqa: B023
+            "naive": lambda: _naive(path, dtype, windows, out / "naive.tar"),  # noqa: B023
+            "pack": lambda: pack_group(*call),  # noqa: B023
+        })  # fmt: skip
+    shutil.rmtree(out)
+    return rates
+
+
+def _through_workers(path: Path, dtype: str, out: Path, rounds: int) -> Rates:
+    rates: Rates = {}
+    with cluster("", 2):
+        _pack_all(_planned(path, dtype, out / "warm-up"), 2)
+        for turn in range(rounds):
+            one, two = (_planned(path, dtype, out / f"{turn}-{workers}") for workers in (1, 2))
+            _take_turns(rates, turn, (_SIDE // _TILE) ** 2, {
+                "1 worker": lambda: _pack_all(one, 1),  # noqa: B023
+                "2 workers": lambda: _pack_all(two, 2),  # noqa: B023
+            })  # fmt: skip
+            shutil.rmtree(out)
+    return rates
+
+
+def _pack_all(calls: Calls, workers: int) -> None:
+    with contextlib.nullcontext() if workers == 2 else _one_core_taken():
+        failures = run_tasks(pack_group, calls, lambda _place, _marker: None, attempts=1, deadline_s=600)
+    assert not failures, failures
+
+
+@contextlib.contextmanager
+def _one_core_taken() -> Iterator[None]:
+    """Take one of the cluster's cores, without a process that would cost a warm worker its place."""
+    taken = ray.util.placement_group([{"CPU": 1}])
+    assert taken.wait(60)
+    yield
+    ray.util.remove_placement_group(taken)
+
+
+def _ray_data(path: Path, dtype: str, out: Path) -> Rates:
+    rates: Rates = {}
+    windows = [(x, y) for y in range(0, _SIDE, _TILE) for x in range(0, _SIDE, _TILE)]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for number in range(rounds + 1):
-        clock("warm-up" if number == 0 else "ray data", lambda: _ray_data(path, dtype, out))
+    _ray_data_job(path, dtype, windows[:64], out)  # warms up
+    for turn in range(_RAY_DATA_ROUNDS):
+        shutil.rmtree(out)
+        _take_turns(rates, turn, len(windows), {"ray data": lambda: _ray_data_job(path, dtype, windows, out)})
     ray.shutdown()
-    times.pop("warm-up")
-    return {name: _NUM_TILES / statistics.median(values) for name, values in times.items()}
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker" + "s" * (count > 1)
+    shutil.rmtree(out)
+    return rates
 
 
 def _write_scene(path: Path, dtype: str) -> None:
@@ -120,6 +167,7 @@ def _write_scene(path: Path, dtype: str) -> None:
     with rasterio.open(
         path, "w", driver="GTiff", width=_SIDE, height=_SIDE, count=3, dtype=dtype, tiled=True, compress="deflate",
         predictor=2, blockxsize=512, blockysize=512, crs="EPSG:32633", transform=rasterio.Affine(1, 0, 4e5, 0, -1, 5e6),
+        num_threads=2,
     ) as target:  # fmt: skip
         for top in range(0, _SIDE, len(rows)):
             target.write(rows.transpose(2, 0, 1), window=Window(0, top, _SIDE, len(rows)))
@@ -132,23 +180,18 @@ def _tile(source: Any, x: int, y: int, dtype: str) -> bytes:
     return encode_image(interleave(values), "jpeg")[1]
 
 
-def _origins() -> list[tuple[int, int]]:
-    return [(x, y) for y in range(0, _SIDE, _TILE) for x in range(0, _SIDE, _TILE)]
+def _tiles(path: Path, dtype: str, windows: Windows) -> list[bytes]:
+    with rasterio.open(path) as source:
+        return [_tile(source, x, y, dtype) for x, y in windows]
 
 
-def _tiles(scene: Path, dtype: str) -> list[bytes]:
-    with rasterio.open(scene) as source:
-        return [_tile(source, x, y, dtype) for x, y in _origins()]
-
-
-def _naive(path: Path, dtype: str, out: Path) -> None:
-    out.mkdir()
-    with (out / "0.tar").open("wb") as file, webdataset.TarWriter(io.BufferedWriter(file)) as writer:
-        for number, data in enumerate(_tiles(path, dtype)):
+def _naive(path: Path, dtype: str, windows: Windows, target: Path) -> None:
+    with target.open("wb") as file, webdataset.TarWriter(io.BufferedWriter(file)) as writer:
+        for number, data in enumerate(_tiles(path, dtype, windows)):
             writer.write({"__key__": f"{number:06d}", "jpg": data, "json": {"number": number}})
 
 
-def _planned(dtype: str, path: Path, out: Path) -> list[tuple[Any, ...]]:
+def _planned(path: Path, dtype: str, out: Path) -> Calls:
     """Plan as the driver does; return the calls of `pack_group`."""
     recipe, limits = _RECIPE[dtype], Limits()
     config = IngestConfig(scenes=str(path.parent), out=str(out))
@@ -162,14 +205,21 @@ def _planned(dtype: str, path: Path, out: Path) -> list[tuple[Any, ...]]:
     return calls
 
 
-def _through_ray(calls: list[tuple[Any, ...]]) -> None:
-    failures = run_tasks(pack_group, calls, lambda _place, _marker: None, attempts=1, deadline_s=600)
-    assert not failures, failures
+def _windows(call: tuple[Any, ...]) -> Windows:
+    """Return the windows of a group's tiles."""
+    out, name = call[:2]
+    units = pq.read_table(pa.BufferReader(storage.read_bytes(group_url(out, name, ".parquet")))).to_pylist()
+    return [
+        (column * _TILE, row * _TILE)
+        for unit in units
+        for row in range(unit["first_row"], unit["end_row"])
+        for column in range(unit["first_column"], unit["end_column"])
+    ]
 
 
-def _ray_data(path: Path, dtype: str, out: Path) -> None:
+def _ray_data_job(path: Path, dtype: str, windows: Windows, out: Path) -> None:
     """Do the naive job as one would with Ray Data."""
-    rows = [{"path": str(path), "x": x, "y": y} for x, y in _origins()]
+    rows = [{"path": str(path), "x": x, "y": y} for x, y in windows]
     dataset = ray.data.from_items(rows).map_batches(_cut_batch, batch_size=16, fn_kwargs={"dtype": dtype})
     dataset.write_webdataset(str(out), encoder=lambda sample: sample)  # all members are bytes already
 

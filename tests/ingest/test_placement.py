@@ -15,7 +15,9 @@ SCENE = {"scene": "00000000000000ab"}
 
 
 def place(ground, xs, y, side=16, recipe=None):
-    return place_tiles(ground, xs, y, side, SCENE, recipe or Recipe())
+    """Return the places of a row of tiles, by x."""
+    found = place_tiles(ground, [(x, y) for x in xs], side, SCENE, recipe or Recipe())
+    return {x: tile for (x, _), tile in found.items()}
 
 
 def test_a_tile_north_up():
@@ -55,10 +57,17 @@ def test_a_crs_without_a_way_to_degrees_has_bounds_alone():
     assert (found["lon"], found["lat"], found["cell"]) == (None, None, None)
 
 
-def test_a_tile_alone_lies_where_it_lies_in_its_row():
-    row = place(UTM, list(range(0, 640, 16)), 32)
-    for x in (0, 48, 624):
-        assert place(UTM, [x], 32)[x] == row[x]
+@pytest.mark.parametrize("ground", [UTM, Ground(crs=None, transform=None, gsd_m=None)])
+def test_a_tile_alone_lies_where_it_lies_among_others(ground):
+    corners = [(x, y) for y in (32, 0) for x in range(0, 640, 16)]
+    together = place_tiles(ground, corners, 16, SCENE, Recipe())
+    assert list(together) == corners
+    for x, y in [(0, 32), (48, 0), (624, 32)]:
+        assert place(ground, [x], y)[x] == together[x, y]
+
+
+def test_no_tiles_have_no_places():
+    assert place(UTM, [], 0) == {}
 
 
 def test_neighbours_share_a_cell_and_a_split():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from ingest import sandbox
 from ingest.config import Recipe, recipe_json
 from ingest.reasons import SceneRejectedError
 from ingest.sandbox import Decoder, DecoderFaultError, DecoderTimeoutError, Limits, faults_named
+from ingest.scene_row import to_json
 from shards.schema import INVENTORY
-from tests.ingest.rasters import files_of, land, probed, write
+from tests.ingest.rasters import MEASURED, files_of, land, probed, unit_of, write
 
 REPOSITORY = Path(__file__).parents[2]
 # A decoder with more to call: started in the place of Python, with `-m ingest.decoder …` as its arguments.
@@ -247,6 +249,34 @@ def test_a_fault_of_the_disk_is_no_scenes(hostile):
     with pytest.raises(OSError, match="No space left") as full:
         ask(decode, "disk", errno=errno.ENOSPC)
     assert full.value.errno == errno.ENOSPC
+
+
+def test_a_decoder_that_cannot_write_rejects_nothing(tmp_path):
+    files = files_of(write(tmp_path / "scene.tif", land(3)))
+    recipe = Recipe(tile_px=32, **MEASURED)
+    unit = unit_of(probed(files, recipe), recipe)
+    scratch = tmp_path / "tiles"
+    scratch.touch()
+    request = {
+        "files": [{"band": "", "local": files[0].path, "size": 1}],
+        "units": [to_json(unit)],
+        "recipe": recipe_json(recipe),
+        "scratch": str(scratch),
+        "position": 0,
+    }
+    decode = Decoder()
+    try:
+        num_tiles = len(decode.call("cut", request)["rows"])
+        pid = decode._process.pid
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="File too large") as caught:
+            decode.call("cut", request)
+        assert caught.value.errno == errno.EFBIG
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert len(decode.call("cut", request)["rows"]) == num_tiles == 4
+        assert decode._process.pid == pid
+    finally:
+        decode.close()
 
 
 def test_faults_name_their_scene_and_the_remedy(hostile, tmp_path):

@@ -1,6 +1,10 @@
 """A dataset and a configuration small enough to train in a second."""
 
+import hashlib
+import os
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +21,9 @@ from pretrain.config import (
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    # Tiny matrices gain nothing from threads, and other tests may run beside these.
+def one_thread(monkeypatch):
+    # Tiny matrices gain nothing from threads, other tests may run beside these, and sums are the same everywhere.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,3 +66,42 @@ def variant(tiny):
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def by_number():
+    """A function that takes slots and their batch and returns a digest of all tensors of each sample, by number."""
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif hasattr(value, "__dict__"):
+            for item in vars(value).values():
+                yield from tensors(item)
+
+    def cut_up(slots, batch):
+        digests = {slot.number: hashlib.sha256() for slot in slots}
+        for tensor in tensors(batch):
+            for slot, part in zip(slots, tensor.unflatten(0, (-1, len(slots))).unbind(1), strict=True):
+                digests[slot.number].update(part.contiguous().numpy().tobytes())
+        return {number: digest.hexdigest() for number, digest in digests.items()}
+
+    return cut_up
+
+
+@pytest.fixture(scope="session")
+def wait_until_gone():
+    """A function that returns when no process of a process group runs any more; who waits too long hangs the test."""
+
+    def runs(stat, group):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(its_group) == group and state != "Z"
+
+    def wait(group):
+        while any(runs(stat, group) for stat in Path("/proc").glob("[0-9]*/stat")):
+            time.sleep(0.05)
+
+    return wait

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import pretrain
-from pretrain.config import Config
+from pretrain.config import Config, MixConfig
 from shards.cli import parse_config
 
 CONFIGS = Path(pretrain.__file__).parent / "configs"
@@ -32,6 +32,12 @@ def test_flags_win_over_the_preset():
     assert (config.seed, config.model.depth, config.model.width) == (7, 4, 768)
 
 
+def test_a_mixture_may_be_given_as_a_flag():
+    argv = ["--data", "a", "--run", "r", "--weight", "0.5", "--mix", "[{data: b, weight: 1}, {data: c, weight: 2.5}]"]
+    config = parse_config("pretrain", "", Config, argv)
+    assert config.mix == (MixConfig(data="b", weight=1), MixConfig(data="c", weight=2.5))
+
+
 def test_paper_presets_have_the_paper_sizes():
     def parse(name):
         return parse_config("pretrain", "", Config, ["--config", str(CONFIGS / name), "--data", "d", "--run", "r"])
@@ -58,6 +64,12 @@ def test_paper_presets_have_the_paper_sizes():
         ({"colour__mean": (0.5,)}, "both or neither"),
         ({"max_steps": 0}, "max_steps 0"),
         ({"precision": "float16"}, "float16"),
+        ({"loader__on_bad": "skip"}, r"loader\.on_bad 'skip'"),
+        ({"loader__window": 0}, r"loader\.window 0"),
+        ({"loader__cache_gb": -1.0}, r"loader\.cache_gb -1"),
+        ({"mix": (MixConfig(data="other", weight=2.0),)}, "1 of 2 weights are given"),
+        ({"weight": 0.0, "mix": (MixConfig(data="other", weight=0.0),)}, "one of them above 0"),
+        ({"weight": 1.0, "mix": (MixConfig(data="other", weight=-2.0),)}, "not ≥ 0"),
     ],
 )
 def test_impossible_values_are_refused_by_name(variant, change, message):

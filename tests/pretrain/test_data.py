@@ -1,17 +1,26 @@
 import pickle
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from pretrain.data import BatchMaker, choose_bands, make_colour, stream_batches
-from shards.dataset import open_dataset
-from shards.errors import UserError
+from pretrain.config import LoaderConfig, MixConfig
+from pretrain.data import BatchMaker
+from pretrain.sources import make_colour, open_sources
+from shards.dataset import CorruptSampleError
+from shards.order import OrderSettings
+from shards.stream import Stream
 
 
-def make_maker(config):
-    dataset = open_dataset(config.data)
-    return BatchMaker(dataset, config, choose_bands(dataset, config))
+def make_maker(config, *, on_bad="stop", **place):
+    sources = open_sources(config)
+    settings = OrderSettings(seed=config.seed, lanes=5, block_bytes=2**13, window=2)
+    stream = Stream(sources.datasets, settings, global_batch=config.loader.batch, on_bad=on_bad, **place)
+    return BatchMaker(stream, config, sources.places)
+
+
+def make(config, step=0, **place):
+    return make_maker(config, **place).make(step)[0]
 
 
 def tensors(batch):
@@ -28,16 +37,14 @@ def tensors(batch):
     return found
 
 
-def assert_same(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        pairs = list(zip(tensors(batch), tensors(other), strict=True))
-        assert len(pairs) == 2 * 10
-        assert all(torch.equal(a, b) for a, b in pairs)
+def assert_same(batch, other):
+    pairs = list(zip(tensors(batch), tensors(other), strict=True))
+    assert len(pairs) == 2 * 10
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_shapes_are_view_major_and_uint8(tiny):
-    batch = make_maker(tiny)[np.arange(10)]
+    batch = make(tiny)
     assert batch.global_views.crops_NCHW.shape == (20, 3, 32, 32)
     assert batch.local_views.crops_NCHW.shape == (20, 3, 24, 24)
     assert batch.global_views.crops_NCHW.dtype == torch.uint8
@@ -45,71 +52,59 @@ def test_shapes_are_view_major_and_uint8(tiny):
     assert batch.global_views.teacher_indices_NP.shape == (20, 10)
 
 
-def test_workers_do_not_change_the_batches(variant):
-    def collect(workers):
-        config = variant(loader__workers=workers)
-        return list(stream_batches(make_maker(config), config, samples_consumed=0, num_steps=4))
-
-    assert_same(collect(0), collect(2))
-
-
-def test_a_resumed_stream_goes_on_where_it_was(tiny):
-    maker = make_maker(tiny)
-    whole = list(stream_batches(maker, tiny, samples_consumed=0, num_steps=5))
-    rest = list(stream_batches(maker, tiny, samples_consumed=30, num_steps=2))
-    assert_same(whole[3:], rest)
+def test_a_sample_is_the_same_in_any_batch(tiny, by_number):
+    whole, halves = make_maker(tiny), make_maker(replace(tiny, loader=LoaderConfig(batch=5)))
+    expected = by_number(whole.stream.slots(1), whole.make(1)[0])
+    found = [by_number(halves.stream.slots(step), halves.make(step)[0]) for step in (2, 3)]
+    assert found[0] | found[1] == expected
+    assert len(expected) == 10
 
 
-def test_a_sample_is_the_same_in_any_batch(tiny):
-    maker = make_maker(tiny)
-    together, alone = maker[np.arange(10)], maker[np.array([7])]
-    for views, one in (
-        (together.global_views, alone.global_views),
-        (together.local_views, alone.local_views),
-    ):
-        assert torch.equal(views.crops_NCHW[[7, 17]], one.crops_NCHW)
-        assert torch.equal(views.teacher_indices_NP[[7, 17]], one.teacher_indices_NP)
-        assert torch.equal(views.student_colours.amount_N4[[7, 17]], one.student_colours.amount_N4)
-
-
-def test_ranks_cut_the_same_global_batch(tiny):
-    maker = make_maker(tiny)
-    (whole,) = stream_batches(maker, tiny, samples_consumed=0, num_steps=1)
-    halves = [
-        next(iter(stream_batches(maker, tiny, samples_consumed=0, num_steps=1, rank=rank, world=2))) for rank in (0, 1)
-    ]
-    crops = [half.global_views.crops_NCHW.unflatten(0, (2, 5)) for half in halves]
-    assert torch.equal(torch.cat(crops, 1).flatten(0, 1), whole.global_views.crops_NCHW)
+def test_ranks_cut_the_same_global_batch(tiny, by_number):
+    whole, halves = make_maker(tiny), [make_maker(tiny, rank=rank, world=2) for rank in (0, 1)]
+    expected = by_number(whole.stream.slots(1), whole.make(1)[0])
+    found = [by_number(half.stream.slots(1), half.make(1)[0]) for half in halves]
+    assert found[0] | found[1] == expected
+    assert sorted(expected) == list(range(10, 20))
 
 
 def test_makers_travel_to_workers(tiny):
     maker = make_maker(tiny)
     copy = pickle.loads(pickle.dumps(maker))
-    assert_same([maker[np.arange(2)]], [copy[np.arange(2)]])
+    assert_same(maker.make(3)[0], copy.make(3)[0])
 
 
 def test_bands_are_chosen_by_name(variant, tmp_path, write_dataset):
     bands = ("red", "green", "blue", "nir")
     url = write_dataset(str(tmp_path / "four"), bands=bands, dtype="uint16", encoding="npy")
     config = variant(data=url, bands=("nir", "red"))
-    dataset = open_dataset(url)
-    assert choose_bands(dataset, config) == (3, 0)
-    colour = make_colour(dataset, config, (3, 0))
-    assert (len(colour.mean), colour.rgb, colour.value_range) == (2, (), 65535.0)
-    batch = make_maker(config)[np.arange(4)]
-    assert batch.global_views.crops_NCHW.shape == (8, 2, 32, 32)
-    images = colour(batch.global_views.crops_NCHW, batch.global_views.student_colours)
+    views = make(config).global_views
+    assert (views.crops_NCHW.shape, views.crops_NCHW.dtype) == ((20, 2, 32, 32), torch.float32)
+    images = make_colour(open_sources(config), config)(views.crops_NCHW, views.student_colours)
     assert torch.isfinite(images).all()
 
 
-def test_a_missing_band_is_named(variant):
-    config = variant(bands=("red", "swir1"))
-    with pytest.raises(UserError, match=r"swir1.*red, green, blue"):
-        choose_bands(open_dataset(config.data), config)
+def test_each_dataset_of_a_mixture_has_its_own_places_of_bands(tiny, tmp_path, write_dataset):
+    # Equal tiles, whose bands are named the other way round.
+    other = write_dataset(str(tmp_path / "other"), bands=("blue", "green", "red"))
+    turned = replace(tiny, data=other, bands=("red", "green", "blue"))
+    mixed = make_maker(replace(tiny, mix=(MixConfig(data=other),)))
+    slots = mixed.stream.slots(0)
+    assert {slot.dataset for slot in slots} == {0, 1}
+    crops = mixed.make(0)[0].global_views.crops_NCHW
+    single = {0: make_maker(tiny), 1: make_maker(turned)}
+    for place, slot in enumerate(slots):
+        maker = single[slot.dataset]
+        sample = maker.stream.datasets[0].read(slot.row)
+        _, pixels = maker._decode(sample)
+        image = maker._choose(slot._replace(dataset=0), pixels)
+        visit = mixed._visit(slot, sample.key)
+        views = maker._views([image], [visit], ["global0"], 32)
+        assert torch.equal(views.crops_NCHW[0], crops[place])
 
 
-def test_wrong_number_of_means_is_refused(variant):
-    config = variant(colour=variant().colour.__class__(mean=(0.5,), std=(0.2,)))
-    dataset = open_dataset(config.data)
-    with pytest.raises(UserError, match="1 and 1 values for 3 bands"):
-        make_colour(dataset, config, (0, 1, 2))
+def test_an_image_unlike_its_dataset_is_a_bad_sample(tiny, tmp_path, write_dataset, monkeypatch):
+    maker = make_maker(tiny)
+    monkeypatch.setattr(maker, "_kinds", {("uint8", 4)})
+    with pytest.raises(CorruptSampleError, match="3 bands of uint8, unlike the dataset"):
+        maker.make(0)

@@ -1,19 +1,19 @@
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from pretrain.data import BatchMaker, choose_bands, make_colour
+from pretrain.config import LoaderConfig
+from pretrain.data import BatchMaker
 from pretrain.losses import cross_entropy_by_view, teacher_targets
 from pretrain.pera import PerA
-from shards.dataset import open_dataset
+from pretrain.sources import begin_stream, continued_stream, make_colour, open_sources
 
 
 def make_views(config):
-    dataset = open_dataset(config.data)
-    bands = choose_bands(dataset, config)
-    batch = BatchMaker(dataset, config, bands)[np.arange(4)]
-    colour = make_colour(dataset, config, bands)
+    sources, four = open_sources(config), replace(config, loader=LoaderConfig(batch=4))
+    with continued_stream(four, sources, begin_stream(four, sources)) as stream:
+        batch, _ = BatchMaker(stream, four, sources.places).make(0)
+    colour = make_colour(sources, config)
     local_views = batch.local_views and batch.local_views.to_views(torch.device("cpu"), colour)
     return batch.global_views.to_views(torch.device("cpu"), colour), local_views
 

@@ -7,15 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards import derive as derive_module
 from shards import storage
 from shards.commit import commit_version, encode_table, write_table
 from shards.dataset import list_versions, open_dataset, read_table, read_version
-from shards.derive import derive
+from shards.derive import derive, tables_digest
 from shards.errors import UserError
+from shards.index import index
 from shards.schema import REJECTS, SCENES, TableFile, sha256_hex
+from shards.select import select
 from shards.settle import band_figures
 from shards.verify import verify
+from tests.shards.foreign_tars import write_series
 
 OPERATION = {"op": "select", "where": "by hand"}
 
@@ -131,7 +133,7 @@ def test_scenes_and_rejects_of_the_parent_stay(url):
         "rejects": write_table(url, "rejects", [pa.Table.from_pylist(rejects, REJECTS)]),
     }
     parent = dataclasses.replace(parent, version=2, num_scenes=25, num_rejected=1, tables={**parent.tables, **tables})
-    digest = derive_module._digest(url, parent)
+    digest = tables_digest(url, parent)
     commit_version(url, dataclasses.replace(parent, digest=digest))
     assert list(verify(url)) == []
     number = int(scenes[0]["scene"][-6:])
@@ -175,3 +177,27 @@ def test_in_a_bucket(object_store, write_dataset, tmp_path):
         version = derive(url, read_version(url), out, Keep([5, 7]), OPERATION)
         assert version.record["base"]["url"] == url
         assert list(verify(out)) == []
+
+
+def test_samples_without_scenes(tmp_path):
+    """Of an indexed dataset: what goes is listed by its key, and what was left out before stays listed."""
+    out = str(tmp_path / "out")
+    index([str(write_series(tmp_path / "tars")[0].parent)], out)
+    first, _ = select(out, "label = '1'")
+    second, third = select(out, "key > 'd/000003'")
+    assert (first.num_samples, second.num_samples, third.num_samples) == (15, 5, 4)
+    assert (third.num_scenes, third.num_rejected, third.bands) == (0, 0, first.bands)
+    rejects = read_table(out, third, "rejects").to_pylist()
+    assert sorted(row["path"] for row in rejects if row["detail"] == "label = '1'") == [
+        f"d/{number:06d}" for number in range(15) if number % 3 != 1
+    ]
+    assert rejects[-1] == {
+        "scene": None,
+        "path": "d/000001",
+        "x": 0,
+        "y": 0,
+        "reason": "not_selected",
+        "detail": "key > 'd/000003'",
+    }
+    assert len(rejects) == 11
+    assert list(verify(out)) == []

@@ -1,10 +1,13 @@
 """Tiles survive their encodings."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from PIL import Image
 
 from shards.images import decode_image, encode_image, interleave
 
@@ -48,6 +51,23 @@ def test_refuses_what_does_not_fit():
         encode_image(np.zeros((4, 4, 4), np.uint16), "jpeg")
     with pytest.raises(ValueError, match=r"cannot decode \.jpg"):
         decode_image("jpg", b"no image")
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16B"])
+def test_modes_that_would_lose_their_values_are_refused(mode):
+    out = io.BytesIO()
+    Image.new(mode, (4, 4)).save(out, "TIFF")
+    with pytest.raises(ValueError, match=f"image of mode {mode} has no exact form"):
+        decode_image("tif", out.getvalue())
+
+
+def test_floats_and_arrays_without_a_band_axis():
+    out = io.BytesIO()
+    Image.new("F", (4, 3), 0.5).save(out, "TIFF")
+    assert np.array_equal(decode_image("tif", out.getvalue()), np.full((3, 4, 1), 0.5, np.float32))
+    out = io.BytesIO()
+    np.save(out, np.arange(6, dtype=np.uint16).reshape(2, 3))
+    assert decode_image("npy", out.getvalue())[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @given(st.sampled_from(["uint8", "int16", "float32"]).flatmap(lambda dtype: npst.arrays(dtype, (2, 3, 4))))

@@ -86,6 +86,9 @@ def test_wrong_use_is_one_line_and_exit_2(tmp_path, run_stage):
         ("dedup", str(tmp_path), "--distance", "11"),
         ("diff", str(tmp_path), str(tmp_path)),
         ("diff", "x", "y", "--limit", "-1"),
+        ("plan", str(tmp_path)),
+        ("plan", str(tmp_path), "--global_batch", "16"),
+        ("stream", str(tmp_path), "--global_batch", "16", "--seed", "x"),
         ("gc", str(tmp_path)),
         ("gc", str(tmp_path), "--min_age_h", "nan"),
     ]:

@@ -138,6 +138,25 @@ def test_a_cut_body_is_never_taken_for_the_whole(faulty_store, hasty, fault):
         faulty_store.proxy.clear()
 
 
+def test_every_request_and_what_came_is_counted(faulty_store, hasty):
+    url, _ = write(faulty_store.url)
+    before = storage.traffic.copy()
+    read_range(url, 0, 1000)
+    read_bytes(url)
+    assert storage.traffic - before == {"gets": 2, "bytes": 1000 + len(DATA)}
+    faulty_store.proxy.add("shorten", method="GET", nth=1, num_bytes=1000)
+    faulty_store.proxy.add("answer", method="GET", nth=1, status=503)
+    read_range(url, 0, 5000)
+    assert storage.traffic - before == {"gets": 5, "bytes": 1000 + len(DATA) + 1000 + 5000}
+
+
+def test_reading_a_local_file_is_no_traffic(tmp_path):
+    url, _ = write(str(tmp_path))
+    before = storage.traffic.copy()
+    assert read_bytes(url) == DATA == read_ranges(url, [(0, len(DATA))])[0]
+    assert storage.traffic == before
+
+
 def test_large_files_are_read_by_ranges(faulty_store, monkeypatch):
     monkeypatch.setattr(reading, "WHOLE_BYTES", 100_000)
     monkeypatch.setattr(reading, "FETCH_BYTES", 50_000)

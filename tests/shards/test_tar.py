@@ -1,11 +1,13 @@
-"""The tars are those that Python's tarfile would write, and come back member by member."""
+"""The tars are those that Python's tarfile would write, and come back member by member, as do those of others."""
 
 import hashlib
 import io
+import re
 import tarfile
 
 import google_crc32c
 import pytest
+import webdataset.tariterators
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +67,77 @@ def test_damaged_headers_are_named():
         list(tar.members(b"y" + data[1:]))
     with pytest.raises(ValueError, match=r"'key.jpg' is cut: 600 bytes"):
         list(tar.members(data[:1024]))
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@given(
+    st.lists(st.tuples(st.text("ab0é./-", min_size=1, max_size=230), st.binary(max_size=1500)), min_size=1, max_size=5)
+)
+def test_members_of_all_formats_come_back(tar_format, files):
+    out = io.BytesIO()
+    expected = []
+    with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name.strip("/") or "a")
+            info.size = len(content)
+            try:
+                archive.addfile(info, io.BytesIO(content))
+            except ValueError:  # longer than USTAR can hold
+                continue
+            expected.append((info.name, content))
+    data = out.getvalue()
+    found = [(each.name, data[each.offset : each.offset + each.size]) for each in tar.members(memoryview(data))]
+    assert found == expected
+
+
+@given(st.binary(min_size=512, max_size=1200).filter(lambda data: any(data[:512])))
+def test_no_bytes_are_taken_for_a_header_by_chance(data):
+    with pytest.raises(ValueError, match="tar header at byte 0"):
+        list(tar.members(data))
+
+
+def header_with(place, field):
+    """Return a header with another field and a right checksum."""
+    block = bytearray(tar.header("a.jpg", 0))
+    block[place : place + len(field)] = field
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (header_with(124, b"-0000000001"), "with the size -1"),
+        (header_with(124, b"\xff" * 12), "no tar header"),
+        (header_with(124, b"12345678901"), "no tar header"),
+        (header_with(156, b"5"), "entry 'a.jpg' at byte 0 is not a regular file"),
+        (header_with(156, b"L"), "the end comes after an extension header"),
+        (header_with(0, b"\xff"), r"member name b'\xff.jpg' is not UTF-8"),
+    ],
+)
+def test_headers_that_are_refused(block, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        list(tar.members(block))
+
+
+def test_sizes_are_written_in_three_ways():
+    content = b"x" * 700
+    for field in (b"00000001274\0", b"1274 \0\0\0\0\0\0\0", b"\x80" + bytes(9) + b"\x02\xbc"):
+        data = header_with(124, field) + content + bytes(1024 - 700)
+        assert list(tar.members(data)) == [tar.Member("a.jpg", 512, 700)]
+
+
+def test_a_checksum_of_signed_bytes_as_old_programs_write_it():
+    block = bytearray(header_with(0, "é".encode()))
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in block)
+    assert [member.name for member in tar.members(bytes(block))] == ["éjpg"]
+
+
+@given(st.text("aB.é/_ 0", max_size=20))
+def test_key_and_extension_are_those_of_webdataset(name):
+    key, extension = webdataset.tariterators.base_plus_ext(name)
+    if name.rpartition("/")[2].startswith("."):  # webdataset's key would be the folder
+        key = None
+    assert tar.key_and_extension(name) == (("", "") if key is None else (key, extension.lower()))

@@ -2,6 +2,8 @@
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError, NoCredentialsError, UnauthorizedSSOTokenError
+from s3fs.errors import translate_boto_error
 
 from shards import urls
 from shards.errors import UserError
@@ -53,6 +55,11 @@ def test_chains_of_schemes_are_left_to_fsspec():
     assert path == "/folder/x"
 
 
+def refused(code, status):
+    response = {"Error": {"Code": code, "Message": "as told"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(ClientError(response, "HeadObject"))
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -60,6 +67,10 @@ def test_chains_of_schemes_are_left_to_fsspec():
         (PermissionError("Forbidden"), r"no permission for u: check its mode or your credentials \(Forbidden\)"),
         (NotADirectoryError("x is a file"), "u is not of the expected kind: x is a file"),
         (StorageError("u: gave up", "unreachable"), "cannot reach u: "),
+        (NoCredentialsError(), "cannot reach u: Unable to locate credentials"),
+        (UnauthorizedSSOTokenError(), "cannot reach u: The SSO session .* has expired"),
+        (refused("InvalidToken", 400), r"the store refuses u \(InvalidToken: .*check region and credentials"),
+        (refused("400", 400), r"the store refuses u \(400: .*a token may have expired"),
     ],
 )
 def test_what_no_retry_would_mend_is_the_users_mistake(error, message):

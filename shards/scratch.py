@@ -1,7 +1,7 @@
-"""Folders on the local disk for what a task works on: they go with it, also when it was killed.
+"""Folders on the local disk for what a process works on: they go with it, also when it was killed.
 
-Who is killed -9 leaves its folder behind. A folder is locked for as long as its maker lives, so that the next task on
-the machine can tell what is left over, and removes it: one listing of the temporary folder per task.
+Who is killed -9 leaves its folder behind. A folder is locked for as long as its maker lives, so that the next one of
+the same kind can tell what is left over, and removes it: one listing of the parent folder.
 """
 
 import contextlib
@@ -13,15 +13,22 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_PREFIX = "pera-ingest-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield an empty folder in the temporary folder (TMPDIR), removed in the end."""
+def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder `pera-KIND-…`, removed in the end.
+
+    Args:
+        kind: what it is for: who makes one removes those that were left over, of this kind alone.
+        parent: where; the temporary folder (TMPDIR) by default.
+
+    Raises:
+        OSError: the parent is missing, full, or not writable.
+    """
     # Under its lasting name only once it is locked: else it might be taken for left over.
-    fresh = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+    fresh = Path(tempfile.mkdtemp(prefix=f".pera-{kind}-", dir=parent))
     folder = fresh.with_name(fresh.name.removeprefix("."))
     lock = os.open(fresh, os.O_RDONLY)
     try:
@@ -29,21 +36,29 @@ def scratch_folder() -> Iterator[Path]:
         fresh.rename(folder)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
 
 
-def remove_left_scratch() -> None:
-    """Remove the folders of tasks that were killed on this machine."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # Gone meanwhile, or another user's.
-        with contextlib.suppress(FileNotFoundError, PermissionError, NotADirectoryError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def remove_left_scratch(kind: str, parent: Path | None = None) -> None:
+    """Remove the folders of this kind of processes that were killed on this machine."""
+    for folder in Path(parent or tempfile.gettempdir()).glob(f"pera-{kind}-*"):
+        # Gone meanwhile, another user's, a file or a link: not ours.
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if _lock(lock):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
             finally:
                 os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first: whoever still works in it makes no new files there, which would keep it from going.
+    gone = folder.with_name(f"{folder.name}.gone")
+    with contextlib.suppress(OSError):
+        folder = folder.rename(gone)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: int) -> bool:

@@ -1,0 +1,265 @@
+"""Where every sample lies, for tables of many million rows: 6 bytes per sample, shared by all processes of a machine.
+
+Tar members begin at multiples of 512 bytes, so offsets and sizes are kept in such units: a size in 16 bits (in 32 where
+a sample has 32 MiB or more). An offset is kept once per stretch, that is up to 64 rows which lie one behind the other;
+a selection has more and shorter ones, of 16 bytes each. Finding a place costs 2 µs.
+
+Sent to a worker process that is being started, large arrays are not copied: both processes map the same memory, which
+goes with the last of them.
+"""
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing import context, reduction
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+
+from shards.tar import BLOCK
+
+Ints = NDArray[np.int64]
+
+_SHARED_BYTES = 2**20  # what is smaller is copied: mapping takes a file descriptor in each process
+_UNITS = 2**32
+_UNIT_BITS = BLOCK.bit_length() - 1
+_STRETCH_ROWS = 64
+_CHUNK_ROWS = 2**13  # worked on at a time: intermediate arrays stay in the cache, and malloc maps none anew
+_CHUNK = 2**20  # stretches that are worked on at a time
+
+
+class Place(NamedTuple):
+    """Where one sample lies."""
+
+    shard: int
+    """Number of the shard, in the order of the names given."""
+    offset: int
+    """Byte."""
+    size: int
+    """Bytes."""
+    crc32c: int
+
+
+class Rows:
+    """Places of the samples in one series of shards, by row of the samples table."""
+
+    def __init__(self, run_starts_R: Ints, units_P: "_Shared", crcs_P: "_Shared", *stretches: "_Shared") -> None:
+        """Take what `read_rows` makes.
+
+        Args:
+            run_starts_R: first row of each run, that is rows of one shard with rising offsets; int64.
+            units_P: size of each sample, in units; uint16 or uint32.
+            crcs_P: uint32.
+            stretches: first row (int64), shard (int32) and offset in units (uint32) of each stretch.
+        """
+        self.run_starts_R = run_starts_R
+        self.units_P = units_P.values
+        self._crcs_P = crcs_P.values
+        self._first_rows, self._shards, self._offsets = (each.values for each in stretches)
+        self._shared = units_P, crcs_P, *stretches
+        # For single places: views give Python's numbers, many times as fast as arrays do.
+        self._views = [each.values.data for each in self._shared]
+
+    def __len__(self) -> int:
+        return len(self.units_P)
+
+    def __reduce__(self) -> tuple[type["Rows"], tuple[Any, ...]]:
+        return Rows, (self.run_starts_R, *self._shared)
+
+    def place(self, row: int) -> Place:
+        """Return where a row's sample lies."""
+        units_P, crcs_P, first_rows, shards, offsets = self._views
+        stretch = bisect_right(first_rows, row) - 1
+        offset = offsets[stretch] + sum(units_P[first_rows[stretch] : row])
+        return Place(shards[stretch], offset * BLOCK, units_P[row] * BLOCK, crcs_P[row])
+
+    def extents(self, first: int, end: int) -> tuple[Ints, Ints, Ints]:
+        """Return (shard, offset, size) of each row from one to the one before another, in bytes, int64 [P]."""
+        stretches = np.searchsorted(self._first_rows, np.arange(first, end), "right") - 1
+        begin = int(self._first_rows[stretches[0]]) if len(stretches) else first
+        units = self.units_P[begin:end].astype(np.int64)
+        before = np.cumsum(units) - units
+        offsets = self._offsets[stretches] + before[first - begin :] - before[self._first_rows[stretches] - begin]
+        return self._shards[stretches].astype(np.int64), offsets * BLOCK, units[first - begin :] * BLOCK
+
+    def num_bytes(self, first_rows: Ints, end_rows: Ints) -> Ints:
+        """Return the size of the samples from one row to the one before another, int64 [I]; each below 2 TiB.
+
+        Args:
+            first_rows: int64 [I].
+            end_rows: int64 [I], each above its first row.
+        """
+        by_row = np.argsort(first_rows, kind="stable")
+        first, last = first_rows[by_row], end_rows[by_row] - 1
+        between = np.add.reduceat(self.units_P, np.stack([first, last], 1).ravel(), dtype=np.uint32)[::2]
+        units = np.empty(len(first), np.int64)
+        units[by_row] = np.where(first < last, between + self.units_P[last], between)
+        return units * BLOCK
+
+    def num_reads(self, first_rows: Ints, gap_bytes: int) -> Ints:
+        """Return how many reads each run of rows takes, int64 [I], if samples with a smaller gap between share one.
+
+        Args:
+            first_rows: of the runs, ascending from 0, int64 [I]: a run ends where the next begins.
+            gap_bytes: from this distance on, and in another shard, a read begins anew.
+        """
+        counts = np.ones(len(first_rows), np.int64)
+        for first in range(0, len(self._first_rows), _CHUNK):
+            anew = self._anew(max(first - 1, 0), first + _CHUNK, gap_bytes)
+            run = np.searchsorted(first_rows, anew, "right") - 1
+            run = run[first_rows[run] < anew]
+            counts += np.bincount(run, minlength=len(counts))
+        return counts
+
+    def _anew(self, first: int, end: int, gap_bytes: int) -> Ints:
+        """Return the rows at which stretches, from the one after `first` on, do not go on with the read before."""
+        rows: Ints = self._first_rows[first:end]
+        end_row = len(self) if end >= len(self._first_rows) else int(self._first_rows[end])
+        units = np.add.reduceat(self.units_P[rows[0] : end_row], rows - rows[0], dtype=np.uint32)
+        offsets, shards = self._offsets[first:end].astype(np.int64), self._shards[first:end]
+        near = (offsets[1:] - offsets[:-1] - units[:-1]) * BLOCK < gap_bytes
+        same_read: NDArray[np.bool_] = near & (offsets[1:] >= offsets[:-1]) & (shards[1:] == shards[:-1])
+        return np.extract(~same_read, rows[1:])
+
+
+def read_rows(tables: Iterable[pa.Table], num_rows: int, shard_names: Sequence[str]) -> Rows:
+    """Make rows from the columns shard, offset, size, crc32c.
+
+    Args:
+        tables: of these columns, piece by piece: only one is held at a time.
+        num_rows: of all of them.
+        shard_names: the shards' ids.
+
+    Raises:
+        ValueError: a shard is unknown, an offset or size no multiple of 512 or too large, or rows are too many or few.
+    """
+    made = _RowsSoFar(num_rows)
+    numbers = {name: number for number, name in enumerate(shard_names)}
+    for table in tables:
+        if made.num_rows + table.num_rows > num_rows:
+            raise ValueError(f"more than the {num_rows} samples announced")
+        columns = _codes(table["shard"], numbers), *(_values(table[name]) for name in ("offset", "size", "crc32c"))
+        for first in range(0, table.num_rows, _CHUNK_ROWS):
+            made.add(*(column[first : first + _CHUNK_ROWS] for column in columns))
+    if made.num_rows != num_rows:
+        raise ValueError(f"{made.num_rows} samples instead of the {num_rows} announced")
+    return made.rows()
+
+
+def _codes(column: pa.ChunkedArray, numbers: Mapping[str, int]) -> NDArray[np.int32]:
+    """Return the number of each row's shard."""
+    chunks = []
+    for chunk in column.chunks:
+        coded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        known = np.array([numbers.get(name, -1) for name in coded.dictionary.to_pylist()], np.int32)
+        if (known < 0).any():
+            raise ValueError("samples in a shard that the shards table lacks")
+        chunks.append(known[_values(coded.indices)])
+    return np.concatenate([np.zeros(0, np.int32), *chunks])
+
+
+def _values(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """Return the numbers of a column."""
+    array = column if isinstance(column, pa.Array) else column.combine_chunks()
+    if array.null_count:
+        raise ValueError("a sample without a place")
+    # Arrow's own to_numpy imports pandas: 0.3 s and 20 MB in every process.
+    values: NDArray[Any] = np.from_dlpack(array)
+    return values
+
+
+def _in_units(values: NDArray[Any]) -> NDArray[Any]:
+    # One pass finds a value with a bit that none may have: below a unit, above the range, or the sign.
+    bits = int(np.bitwise_or.reduce(values))
+    if bits % BLOCK or not 0 <= bits < _UNITS * BLOCK:
+        raise ValueError(f"an offset or size is no multiple of {BLOCK} in 0 to {_UNITS * BLOCK}")
+    return values >> _UNIT_BITS
+
+
+class _RowsSoFar:
+    """Rows of a table that comes piece by piece."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = 0
+        self._units_P, self._crcs_P = _Shared.new(num_rows, np.uint16), _Shared.new(num_rows, np.uint32)
+        self._run_starts: list[Ints] = []
+        self._first_rows: list[Ints] = []
+        self._shards: list[NDArray[np.int32]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        self._last = -1, -1, -1
+
+    def add(self, codes: NDArray[np.int32], offsets: Ints, sizes: NDArray[np.int32], crcs: NDArray[np.uint32]) -> None:
+        """Add some rows: number of the shard, byte, bytes and checksum of each."""
+        here = slice(self.num_rows, self.num_rows + len(codes))
+        offsets, units = _in_units(offsets), _in_units(sizes)
+        self._units_P = self._units_P.fit_for(units)
+        self._units_P.values[here] = units
+        self._crcs_P.values[here] = crcs
+        self._cut(codes, offsets, offsets + units)
+        self.num_rows = here.stop
+
+    def _cut(self, codes: NDArray[np.int32], offsets: Ints, ends: Ints) -> None:
+        before_code, before_offset, before_end = self._last
+        other_shard = np.append(codes[0] != before_code, codes[1:] != codes[:-1])
+        apart = other_shard | np.append(offsets[0] != before_end, offsets[1:] != ends[:-1])
+        apart[-self.num_rows % _STRETCH_ROWS :: _STRETCH_ROWS] = True
+        starts = np.flatnonzero(apart)
+        self._first_rows.append(self.num_rows + starts)
+        self._shards.append(codes[starts])
+        self._offsets.append(offsets[starts])
+        begins_run = other_shard | np.append(offsets[0] <= before_offset, offsets[1:] <= offsets[:-1])
+        self._run_starts.append(self.num_rows + np.flatnonzero(begins_run))
+        self._last = int(codes[-1]), int(offsets[-1]), int(ends[-1])
+
+    def rows(self) -> Rows:
+        """Return them all."""
+        run_starts = np.concatenate([np.zeros(0, np.int64), *self._run_starts])
+        first_rows, shards = _Shared.of(self._first_rows, np.int64), _Shared.of(self._shards, np.int32)
+        return Rows(run_starts, self._units_P, self._crcs_P, first_rows, shards, _Shared.of(self._offsets, np.uint32))
+
+
+class _Shared:
+    """An array; a large one lies in an anonymous file in memory, so that it can be handed over."""
+
+    def __init__(self, values: NDArray[Any], file: IO[bytes] | None = None) -> None:
+        self.values, self._file = values, file
+
+    @classmethod
+    def new(cls, count: int, dtype: DTypeLike) -> "_Shared":
+        num_bytes = count * np.dtype(dtype).itemsize
+        if num_bytes < _SHARED_BYTES or not hasattr(os, "memfd_create"):
+            return cls(np.empty(count, dtype))
+        file = os.fdopen(os.memfd_create("pera-rows"), "r+b")
+        file.truncate(num_bytes)
+        return cls._mapped(file, dtype, mmap.ACCESS_WRITE)
+
+    @classmethod
+    def of(cls, parts: Sequence[NDArray[Any]], dtype: DTypeLike) -> "_Shared":
+        """Join parts."""
+        made = cls.new(sum(map(len, parts)), dtype)
+        np.concatenate([np.zeros(0, dtype), *parts], out=made.values, casting="unsafe")
+        return made
+
+    def fit_for(self, values: NDArray[np.integer]) -> "_Shared":
+        """Return an array with the same elements so far that can hold the values too."""
+        if not len(values) or values.max() <= np.iinfo(self.values.dtype).max:
+            return self
+        return _Shared.of([self.values], np.uint32)
+
+    @classmethod
+    def again(cls, sent: Any, dtype: DTypeLike) -> "_Shared":
+        """Map a file that another process has handed over."""
+        return cls._mapped(os.fdopen(sent.detach(), "rb"), dtype, mmap.ACCESS_READ)
+
+    @classmethod
+    def _mapped(cls, file: IO[bytes], dtype: DTypeLike, access: int) -> "_Shared":
+        return cls(np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), dtype), file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Descriptors can be handed over only to a process that is being started.
+        if self._file is None or context.get_spawning_popen() is None:
+            return _Shared, (np.array(self.values),)
+        return _Shared.again, (reduction.DupFd(self._file.fileno()), self.values.dtype)

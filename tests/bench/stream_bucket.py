@@ -1,0 +1,143 @@
+"""The stream from a bucket 30 ms away against the same one from the local disk; see `tests.bench.stream`.
+
+An object store (SeaweedFS) on this machine behind `tests.bench.stream_latency`. Store and forwarder take processor time
+that a real bucket does not: printed, since with two cores it may be they that are the limit, not the stream.
+16 lanes, so that a dataset of 650 MB (the images three times, under other names) has some windows in each.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from shards import storage
+from shards.cache import BlockCache
+from shards.dataset import open_dataset
+from shards.stream import Stream
+from tests.bench import stream_peers as peers
+from tests.bench.stream_data import IMAGE_SETS, draw_jpegs, write_ours
+from tests.bench.stream_latency import forwarder
+from tests.bench.stream_race import BATCH, Entry, cpu_seconds, own_cpu_seconds, print_rates, race
+from tests.conftest import _start_store
+
+_DELAY_S = 0.030
+_COPIES = 3
+_SETTINGS = replace(peers.SETTINGS, lanes=16)
+_CACHE_BYTES = 10**9
+_TURNS, _BATCHES = 4, 96
+
+
+def print_tables() -> None:
+    """Measure and print, with 0 and 1 workers."""
+    images = IMAGE_SETS[0]
+    with TemporaryDirectory(prefix="pera-bench-") as name, _store(Path(name, "store")) as (store_port, store_pid):
+        folder, url = Path(name, "ours"), "s3://bench/ours"
+        write_ours(folder, draw_jpegs(images), images.side_px, _COPIES)
+        _upload(folder, url)
+        with forwarder(store_port, _DELAY_S) as (port, forwarder_pid):
+            os.environ["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{port}"
+            for workers in (0, 1):
+                entries = [
+                    Entry(name="local", batches=local, arguments={"url": str(folder)}, workers=workers),
+                    Entry(name="bucket", batches=bucket, arguments={"url": url, "cache": name}, workers=workers),
+                ]
+                rates = race(entries, turns=_TURNS, batches=_BATCHES)
+                title = f"bucket, {_DELAY_S * 1000:.0f} ms per request, {images.name}: decoded, {workers} workers"
+                print_rates(title, rates, ours="bucket", asked={"local": 0.9})
+            _print_epoch(url, name, {"store": store_pid, "forwarder": forwarder_pid})
+
+
+@contextlib.contextmanager
+def _store(folder: Path) -> Iterator[tuple[int, int]]:
+    """Run the tests' object store with a bucket `bench`; gives (its port, its process id)."""
+    folder.mkdir()
+    binary = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
+    server, endpoint = _start_store(binary, folder)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "devkey",
+        "AWS_SECRET_ACCESS_KEY": "devsecret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": endpoint,
+    }
+    try:
+        storage.filesystem("s3://bench")[0].mkdir("bench")
+        yield int(endpoint.rpartition(":")[2]), server.pid
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _upload(folder: Path, url: str) -> None:
+    for path in sorted(folder.rglob("*.*")):
+        if path.is_file():
+            storage.put_file(path, storage.join(url, path.relative_to(folder).as_posix()))
+
+
+def local(url: str, workers: int) -> Iterator[object]:
+    """Yield decoded batches of a local dataset."""
+    stream = Stream([open_dataset(url)], _SETTINGS, global_batch=BATCH)
+    return peers.load(peers.StreamSteps(stream, peers.decode_jpeg), workers)
+
+
+def bucket(url: str, cache: str, workers: int) -> Iterator[object]:
+    """Yield decoded batches of a dataset in a bucket, through a cache that is made in a folder."""
+    dataset = open_dataset(url)
+    with BlockCache([dataset], Path(cache), _CACHE_BYTES) as blocks:
+        stream = Stream([dataset], _SETTINGS, global_batch=BATCH, cache=blocks)
+        batches = peers.load(peers.StreamSteps(stream, peers.decode_jpeg), workers)
+        for step, batch in enumerate(batches, 1):
+            yield batch
+            blocks.evict(stream.consumed(step))
+
+
+def _print_epoch(url: str, cache: str, servers: dict[str, int]) -> None:
+    before = {name: cpu_seconds(pid) for name, pid in servers.items()}
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        figures = pool.submit(_epoch, url, cache).result()
+    used = {"this process": figures["cpu s"]} | {name: cpu_seconds(pid) - before[name] for name, pid in servers.items()}
+    thousands = figures["samples"] / 1000
+    print(f"\nbucket: one epoch from an empty cache, {figures['samples']:.0f} samples, 0 workers, decoded")
+    print(f"  opening {figures['open s']:.2f} s, first batch {figures['first s']:.2f} s later")
+    print(f"  bytes fetched / used {figures['fetched'] / figures['used']:.3f} (asked ≤ 1.05), ", end="")
+    print(f"{figures['gets'] / thousands:.1f} GETs per 1,000 samples")
+    print("  processor time per 1,000 samples: ", end="")
+    print(", ".join(f"{name} {seconds / thousands:.2f} s" for name, seconds in used.items()), end="")
+    print(f"; {sum(used.values()) / figures['wall s']:.2f} cores busy of {os.cpu_count()}", flush=True)
+
+
+def _epoch(url: str, cache: str) -> dict[str, float]:
+    """Read an epoch; what lies ready for the next one at its end was not fetched for this one."""
+    begin, cpu = time.perf_counter(), own_cpu_seconds()
+    dataset = open_dataset(url)
+    opened = time.perf_counter()
+    storage.traffic.clear()
+    with BlockCache([dataset], Path(cache), _CACHE_BYTES) as blocks:
+        stream = Stream([dataset], _SETTINGS, global_batch=BATCH, cache=blocks)
+        steps = peers.StreamSteps(stream, peers.decode_jpeg)
+        steps[0]
+        first = time.perf_counter()
+        num_steps = dataset.num_samples // BATCH
+        for step in range(1, num_steps):
+            steps[step]
+            blocks.evict(stream.consumed(step))
+        wall_s, cpu_s = time.perf_counter() - opened, own_cpu_seconds() - cpu
+        blocks.evict(stream.consumed(num_steps))
+        ready = blocks.used_bytes()
+        traffic = dict(storage.traffic)
+    return {
+        "samples": dataset.num_samples,
+        "open s": opened - begin,
+        "first s": first - opened,
+        "wall s": wall_s,
+        "cpu s": cpu_s,
+        "gets": traffic["gets"],
+        "fetched": traffic["bytes"] - ready,
+        "used": sum(int(size) for size in dataset.rows.units_P) * 512,
+    }

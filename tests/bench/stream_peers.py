@@ -1,0 +1,160 @@
+"""The candidates of the benchmarks: each yields batches of 64 without end, as its documentation says for local data.
+
+The decoder is the same for all (`shards.images.decode_image`: Pillow to numpy), so is what becomes of 64 images: one
+uint8 tensor. Without decoding a batch is a list of the encoded images. Worker processes are torch's.
+"""
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from shards import storage
+from shards.dataset import Dataset, Sample, open_dataset, read_table
+from shards.images import decode_image
+from shards.order import OrderSettings, default_lanes
+from shards.stream import Stream
+from tests.bench.stream_race import BATCH
+
+SETTINGS = OrderSettings(seed=0, lanes=default_lanes(BATCH))
+
+Decode = Callable[[bytes], Any]
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """Decode to [height, width, 3]."""
+    return decode_image("jpg", data)
+
+
+def as_it_is(data: bytes) -> bytes:
+    """Decode nothing."""
+    return data
+
+
+def collate(images: Sequence[Any]) -> Any:
+    """Make one tensor of decoded images; leave others as they are."""
+    return torch.from_numpy(np.stack(images)) if isinstance(images[0], np.ndarray) else images
+
+
+def ours(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of the stream."""
+    return load(StreamSteps(Stream([open_dataset(folder)], SETTINGS, global_batch=BATCH), decode), workers)
+
+
+class StreamSteps:
+    """Map-style: the batch of each step of a stream."""
+
+    def __init__(self, stream: Stream, decode: Decode) -> None:
+        self._stream, self._decode = stream, decode
+
+    def __getitem__(self, step: int) -> Any:
+        return collate(self._stream.read(step, self._decode_sample).items)
+
+    def _decode_sample(self, sample: Sample) -> Any:
+        return self._decode(sample.image)
+
+
+def bare(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of the bare loop: a positioned read of each image in the stream's order, and the decoder."""
+    return load(_PlacedImages(open_dataset(folder), folder, decode), workers)
+
+
+class _PlacedImages:
+    """Map-style: the batch of each step of one epoch, from lists of places that were made before."""
+
+    def __init__(self, dataset: Dataset, folder: str, decode: Decode) -> None:
+        stream = Stream([dataset], SETTINGS, global_batch=BATCH)
+        steps = range(dataset.num_samples // BATCH)
+        rows = [slot.row for step in steps for slot in stream.slots(step)]
+        table = read_table(folder, dataset.version, "samples", ["member_offset", "member_size"])
+        offsets, sizes = (table[name].to_numpy()[rows].tolist() for name in table.column_names)
+        self._places = list(zip([dataset.rows.place(row).shard for row in rows], offsets, sizes, strict=True))
+        self._paths = [storage.local_path(shard.url) for shard in dataset.shards]
+        self._decode = decode
+        self._files: list[int] = []
+
+    def __getitem__(self, step: int) -> Any:
+        self._files = self._files or [os.open(path, os.O_RDONLY) for path in self._paths]
+        first = step * BATCH % len(self._places)
+        places = self._places[first : first + BATCH]
+        return collate([self._decode(os.pread(self._files[file], size, at)) for file, at, size in places])
+
+
+def load(steps: Any, workers: int) -> Iterator[object]:
+    """Load endless steps with torch's DataLoader, its workers started as `pretrain.loader` does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    options: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": context} if workers else {}
+    return iter(DataLoader(steps, sampler=_Endless(), batch_size=None, num_workers=workers, **options))
+
+
+class _Endless:
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+def webdataset(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of webdataset: shards drawn anew without end, as it advises for training, a buffer of 1,000."""
+    import webdataset as wds
+
+    urls = sorted(map(str, Path(folder, "shards").glob("*.tar")))
+    dataset = (
+        wds.WebDataset(urls, resampled=True, shardshuffle=False)
+        .shuffle(1000)
+        .to_tuple("jpg")
+        .map_tuple(decode)
+        .map(_first)
+        .batched(BATCH, collation_fn=collate, partial=False)
+    )
+    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers, **_fork(workers)))
+
+
+def _first(values: tuple[Any, ...]) -> Any:
+    return values[0]
+
+
+def mosaicml(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of MosaicML Streaming, epoch after epoch."""
+    from streaming import StreamingDataset
+
+    dataset = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
+    return _epochs(DataLoader(dataset, batch_size=BATCH, **_options(decode, workers)))
+
+
+def litdata(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of litData, epoch after epoch."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    dataset = StreamingDataset(folder, shuffle=True, drop_last=True)
+    return _epochs(StreamingDataLoader(dataset, batch_size=BATCH, **_options(decode, workers)))
+
+
+class _Collate:
+    """Decodes where the batch is made: in the worker, if there is one."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> Any:
+        return collate([self._decode(sample["image"]) for sample in samples])
+
+
+def _options(decode: Decode, workers: int) -> dict[str, Any]:
+    kept = {"persistent_workers": True} if workers else {}
+    return {"num_workers": workers, "collate_fn": _Collate(decode), **kept, **_fork(workers)}
+
+
+def _fork(workers: int) -> dict[str, Any]:
+    """Start the peers' workers as they do by default on Linux, whatever started this process."""
+    return {"multiprocessing_context": "fork"} if workers else {}
+
+
+def _epochs(loader: Iterable[object]) -> Iterator[object]:
+    while True:
+        yield from loader

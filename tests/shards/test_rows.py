@@ -1,0 +1,122 @@
+"""Places of samples: kept in few bytes each, and handed over to workers without a copy."""
+
+import itertools
+import multiprocessing
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.rows import Place, read_rows
+
+NAMES = [f"shard-{number}" for number in range(5)]
+BLOCK = 512
+
+
+def make_table(rows):
+    shard, offset, size, crc = zip(*rows, strict=True) if rows else ([], [], [], [])
+    columns = {
+        "shard": pa.array([NAMES[number] for number in shard], pa.string()),
+        "offset": pa.array([value * BLOCK for value in offset], pa.int64()),
+        "size": pa.array([value * BLOCK for value in size], pa.int32()),
+        "crc32c": pa.array(crc, pa.uint32()),
+    }
+    return pa.table(columns)
+
+
+row = st.tuples(st.integers(0, 4), st.integers(0, 2**32 - 1), st.integers(0, 2**20), st.integers(0, 2**32 - 1))
+
+
+@given(st.lists(st.lists(row, max_size=8), min_size=1, max_size=4))
+def test_every_place_comes_back_and_runs_are_of_one_shard(chunks):
+    flat = [each for chunk in chunks for each in chunk]
+    rows = read_rows([make_table(chunk) for chunk in chunks], len(flat), NAMES)
+    assert len(rows) == len(flat)
+    found = [rows.place(number) for number in range(len(flat))]
+    assert found == [Place(shard, offset * BLOCK, size * BLOCK, crc) for shard, offset, size, crc in flat]
+    starts = set(rows.run_starts_R.tolist())
+    for number, (before, after) in enumerate(itertools.pairwise(flat), 1):
+        assert (number in starts) == (before[0] != after[0] or after[1] <= before[1])
+
+
+@given(st.lists(row, min_size=1, max_size=20), st.data())
+def test_bytes_of_runs_of_rows_are_added(flat, data):
+    rows = read_rows([make_table(flat)], len(flat), NAMES)
+    first_rows = data.draw(st.lists(st.integers(0, len(flat) - 1), min_size=1, max_size=10))
+    end_rows = [data.draw(st.integers(first + 1, len(flat))) for first in first_rows]
+    found = rows.num_bytes(np.array(first_rows), np.array(end_rows))
+    sizes = [size * BLOCK for _, _, size, _ in flat]
+    assert found.tolist() == [sum(sizes[first:end]) for first, end in zip(first_rows, end_rows, strict=True)]
+
+
+def test_reads_begin_anew_behind_gaps_and_in_other_shards():
+    # (shard, offset, size): one behind the other, behind a gap of 1, of 2, overlapping, backwards, another shard
+    places = [(0, 0, 2), (0, 2, 1), (0, 4, 1), (0, 7, 3), (0, 8, 1), (0, 5, 1), (1, 6, 1)]
+    rows = read_rows([make_table([(*place, 0) for place in places])], len(places), NAMES)
+    for first_rows, far, near in [
+        ([0], [4], [5]),
+        ([0, 1, 4], [1, 2, 3], [1, 3, 3]),
+        (list(range(7)), [1] * 7, [1] * 7),
+    ]:
+        assert rows.num_reads(np.array(first_rows), 2 * BLOCK).tolist() == far
+        assert rows.num_reads(np.array(first_rows), BLOCK).tolist() == near
+
+
+def test_reads_are_counted_chunk_by_chunk(monkeypatch):
+    places = [(0, 3 * number, 1, 0) for number in range(20)]
+    rows = read_rows([make_table(places)], 20, NAMES)
+    for chunk in (2**20, 7, 1):
+        monkeypatch.setattr("shards.rows._CHUNK", chunk)
+        assert rows.num_reads(np.array([0, 5, 6, 13]), BLOCK).tolist() == [5, 1, 7, 7]
+
+
+def test_codes_of_a_dictionary_are_understood():
+    table = make_table([(4, 0, 1, 9), (1, 0, 1, 9)])
+    coded = table.set_column(0, "shard", table["shard"].dictionary_encode())
+    assert [place.shard for place in map(read_rows([coded], 2, NAMES).place, range(2))] == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "told"),
+    [(1, NAMES, "more than the 1"), (3, NAMES, "2 samples instead of the 3"), (2, NAMES[:1], "shards table lacks")],
+)
+def test_tables_that_do_not_fit_are_refused(count, names, told):
+    with pytest.raises(ValueError, match=told):
+        read_rows([make_table([(0, 0, 1, 0), (1, 1, 1, 0)])], count, names)
+
+
+@pytest.mark.parametrize("offset", [511, -512, 512 * 2**32])
+def test_places_that_no_tar_has_are_refused(offset):
+    table = make_table([(0, 0, 1, 0)]).set_column(1, "offset", pa.array([offset], pa.int64()))
+    with pytest.raises(ValueError, match="multiple of 512"):
+        read_rows([table], 1, NAMES)
+
+
+def large_rows():
+    count = 600_000
+    numbers = np.arange(count)
+    columns = {"shard": pa.array(["shard-0"] * count), "offset": numbers * BLOCK, "size": numbers.astype(np.int32) * 0}
+    return read_rows([pa.table({**columns, "crc32c": numbers.astype(np.uint32)})], count, NAMES)
+
+
+def _look(rows, answers):
+    answers.put((rows.place(99_999), rows._shared[0]._file is not None))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_workers_map_the_same_memory(method):
+    rows, context = large_rows(), multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    worker = context.Process(target=_look, args=(rows, answers))
+    worker.start()
+    assert answers.get() == (Place(0, 99_999 * BLOCK, 0, 99_999), True)
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_copies_are_made_where_memory_cannot_be_handed_over():
+    copy = pickle.loads(pickle.dumps(large_rows()))
+    assert copy.place(7) == Place(0, 7 * BLOCK, 0, 7)
