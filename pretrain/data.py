@@ -18,8 +18,8 @@ from pretrain.colour import Colour
 from pretrain.config import Config
 from pretrain.masks import draw_patch_sets, set_sizes
 from pretrain.views import ColourDraws, ViewTensors, cut_view, draw_colours, view_names
-from shards.dataset import CorruptSampleError, Sample
-from shards.images import Pixels, decode_image
+from shards.dataset import Sample
+from shards.images import decode_image
 from shards.stream import Replacement, Slot, Stream
 
 
@@ -78,7 +78,6 @@ class BatchMaker:
         self.stream = stream
         self._config = config
         self._places = [list(each) for each in places]
-        self._kinds = {(dataset.dtype, len(dataset.bands)) for dataset in stream.datasets}
 
     def make(self, step: int) -> tuple[Batch, Sequence[Replacement]]:
         """Read, decode and cut the samples of a step; also return which were replaced.
@@ -90,7 +89,7 @@ class BatchMaker:
         """
         read = self.stream.read(step, self._decode)
         visits = [self._visit(slot, key) for slot, (key, _) in zip(read.slots, read.items, strict=True)]
-        images = [self._choose(slot, pixels) for slot, (_, pixels) in zip(read.slots, read.items, strict=True)]
+        images = [image for _, image in read.items]
         global_names, local_names = view_names(self._config.views)
         batch = Batch(
             global_views=self._views(images, visits, global_names, self._config.model.image_px),
@@ -98,23 +97,28 @@ class BatchMaker:
         )
         return batch, read.replaced
 
-    def _decode(self, sample: Sample) -> tuple[str, Pixels]:
+    def _decode(self, sample: Sample, dataset: int) -> tuple[str, NDArray[Any]]:
+        """Return key and bands to train on, in a type that torch can resize: uint8 or float32.
+
+        Args:
+            sample: of one of the stream's datasets.
+            dataset: its number.
+
+        Raises:
+            ValueError: the image is damaged, or of another kind than its dataset.
+        """
         pixels = decode_image(sample.ext, sample.image)
-        if (str(pixels.dtype), pixels.shape[2]) not in self._kinds:
-            raise ValueError(f"the image has {pixels.shape[2]} bands of {pixels.dtype}, unlike the dataset")
-        return sample.key, pixels
+        kind, num_bands = self.stream.datasets[dataset].dtype, len(self.stream.datasets[dataset].bands)
+        if (str(pixels.dtype), pixels.shape[2]) != (kind, num_bands):
+            found = f"{pixels.shape[2]} bands of {pixels.dtype}"
+            raise ValueError(f"the image has {found}, unlike the dataset: {num_bands} of {kind}")
+        places = self._places[dataset]
+        chosen = pixels if places == list(range(num_bands)) else pixels[:, :, places]
+        return sample.key, chosen if chosen.dtype == np.uint8 else chosen.astype(np.float32)
 
     def _visit(self, slot: Slot, key: str) -> tuple[int, int, str]:
         # A sample that two datasets have in common is not cut twice in the same way.
         return self._config.seed, slot.epoch, f"{slot.dataset}/{key}"
-
-    def _choose(self, slot: Slot, pixels: Pixels) -> NDArray[Any]:
-        """Return the bands to train on, in a type that torch can resize: uint8 or float32."""
-        dataset, places = self.stream.datasets[slot.dataset], self._places[slot.dataset]
-        if pixels.shape[2] != len(dataset.bands):
-            raise CorruptSampleError(f"{dataset.name(slot.row)} has {pixels.shape[2]} bands, unlike its dataset")
-        chosen = pixels if places == list(range(pixels.shape[2])) else pixels[:, :, places]
-        return chosen if chosen.dtype == np.uint8 else chosen.astype(np.float32)
 
     def _views(
         self, images: list[NDArray[Any]], visits: list[tuple[int, int, str]], names: list[str], side_px: int

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -124,7 +124,7 @@ def deliver(
     deliveries: Iterator[Delivery | Exception] | None = None
     processes: list[BaseProcess] = []
     # A signal between two processes that begin would leave torch with half an iterator. The tracker, which unblocks
-    # signals when it begins, must be there before.
+    # signals when it begins, must be there before, and so must the fork server, which would hand on what is blocked.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
@@ -165,7 +165,7 @@ def _delivered(
 
 
 def _fork_server() -> Any:
-    """Return the way to start workers.
+    """Return the way to start workers, with the server running.
 
     Forking this process would copy the locks that its threads hold (OpenMP, Arrow, clients of object stores) and the
     workers would wait for them forever. The fork server is a process of its own that has only imported this module, so
@@ -173,13 +173,14 @@ def _fork_server() -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
     return context
 
 
 def _begin_worker(worker: int) -> None:
-    """Tie a worker's life to the training process's, which has blocked signals while it began."""
-    # Not Ctrl-C: it reaches all processes of a terminal, and the training process alone says what it means.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    """Tie a worker's life to the training process's."""
+    # Ctrl-C reaches all processes of a terminal, and the training process alone says what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name=f"end_with_parent_{worker}", daemon=True).start()
 
 

@@ -96,20 +96,15 @@ class BlockCache:
             self._wanted.clear()
         self._owned.close()
 
-    def prefetch(self, pieces: Iterable[Piece], num_now: int = 0) -> None:
+    def prefetch(self, pieces: Iterable[Piece]) -> None:
         """Begin to fetch, in threads, what is not there and not on its way, in this order; return at once.
 
         An error waits for who reads the piece. What an earlier call wanted and no thread has begun is forgotten.
 
         Args:
             pieces: by first use.
-            num_now: how many of the first ones are needed at the same time.
-
-        Raises:
-            UserError: these do not fit in.
         """
         listed = dict.fromkeys(pieces)
-        self._require_room(list(listed)[:num_now])
         with self._lock:
             self._here &= listed.keys()
             self._failed = {piece: error for piece, error in self._failed.items() if piece in listed}
@@ -158,12 +153,6 @@ class BlockCache:
     def used_bytes(self) -> int:
         """Return the size of all pieces on the disk and on their way."""
         return sum(self._piece_bytes(_piece_named(name)) for name in self._names())
-
-    def _require_room(self, pieces: Sequence[Piece]) -> None:
-        needed = sum(map(self._piece_bytes, pieces))
-        if needed > self._limit_bytes:
-            told = f"one step needs {needed / 1e6:.1f} MB in the cache, allowed are {self._limit_bytes / 1e6:.1f} MB"
-            raise UserError(f"{told}: raise cache_gb, or lower lanes or block_mb")
 
     def _measure(self, piece: Piece) -> int:
         return transfer.num_bytes(self._datasets[piece.dataset], piece.first_row, piece.end_row)

@@ -1,6 +1,6 @@
 """Open a dataset version and read its samples by index.
 
-Opening costs the read of five columns of the samples table and 12 bytes of memory per sample and series; a sample is
+Opening costs the read of five columns of the samples table and 6 bytes of memory per sample and series; a sample is
 then one positioned read of a local file, or one ranged request to a store, and its checksum is always compared.
 """
 

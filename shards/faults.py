@@ -47,3 +47,6 @@ class RefusedError(UserError):
     def __init__(self, message: str, faults: Sequence[str]) -> None:
         super().__init__(message)
         self.faults = faults
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[str, Sequence[str]]]:
+        return type(self), (str(self), self.faults)

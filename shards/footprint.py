@@ -6,7 +6,8 @@ by sample. Counted are windows (all of a window's pieces are taken to be needed 
 of each dataset's epoch and as far into the next as is read ahead; later epochs differ little. Of several datasets the
 largest sums are added, though they may not fall together.
 
-Cost: 3 µs per block, a few ms per end of an epoch; memory 200 bytes per block, nothing per sample.
+Cost: 3 µs per block, a few ms per end of an epoch (many, where an epoch is shorter than a step); memory 200 bytes per
+block, nothing per sample.
 
 Sizes: L lanes, R ranks, G samples of a global batch, U uses.
 """

@@ -5,6 +5,7 @@ see tests/bench/encode.py.
 """
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np
 ENCODINGS = ("jpeg", "png", "webp", "npy")
 # Turned into 8 bits, their values would be lost without a word.
 _WIDER_MODES = ("I", "I;16B", "I;16L", "I;16N")
+_EXACT_MODES = ("L", "RGB", "RGBA", "I;16", "F")
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_TOLD_CHARS = 200  # of what numpy and Pillow say: it may quote the damaged bytes
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
 
 
@@ -80,19 +84,50 @@ def decode_image(extension: str, data: bytes) -> Pixels:
     """Return the pixels [height, width, channels] of an encoded image.
 
     Raises:
-        ValueError: the bytes are damaged or of an unknown kind.
+        ValueError: the bytes are damaged or of an unknown kind, or hold no image of one or more bands of numbers.
+        MemoryError: the machine has no room for a picture; that says nothing about the bytes.
     """
-    if extension == "npy":
-        array: Pixels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        return array[:, :, None] if array.ndim == 2 else array
+    pixels = _read_npy(data) if extension == "npy" else _read_picture(extension, data)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _read_npy(data: bytes) -> NDArray[Any]:
+    """Return the array of an NPY file, in this machine's byte order; memory is taken only for values that are there."""
+    file = io.BytesIO(data)
+    try:
+        shape, is_fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
+    except KeyError as error:
+        raise ValueError(f"cannot decode .npy image: version {error} of the format is unknown") from error
+    # numpy reads the header as Python's source: what is wrong with it has many names, TokenError or MemoryError too.
+    except Exception as error:
+        raise ValueError(f"cannot decode .npy image: {_one_line(error)}") from error
+    if dtype.kind not in "biuf":
+        raise ValueError(f"cannot decode .npy image: it holds {_one_line(dtype)}, not numbers")
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"shape {_one_line(shape)} is not [height, width, bands]")
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes > len(data) - file.tell():
+        raise ValueError(f"cannot decode .npy image: {num_bytes} bytes announced, {len(data) - file.tell()} are there")
+    values = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+    return values.reshape(shape, order="F" if is_fortran else "C").astype(dtype.newbyteorder("="))
+
+
+def _read_picture(extension: str, data: bytes) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.mode in _WIDER_MODES:
-                raise ValueError(f"a .{extension} image of mode {image.mode} has no exact form here: store it as .npy")
-            plain = image if image.mode in ("L", "RGB", "RGBA", "I;16", "F") else image.convert("RGB")
+            mode = image.mode
+            plain = image if mode in (*_EXACT_MODES, *_WIDER_MODES) else image.convert("RGB")
             pixels = np.asarray(plain)
-    # Pillow's PNG reader raises SyntaxError on broken chunks.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot decode .{extension} image: {error}") from error
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    except MemoryError:
+        raise
+    # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …
+    except Exception as error:
+        raise ValueError(f"cannot decode .{extension} image: {_one_line(error)}") from error
+    if mode in _WIDER_MODES:
+        raise ValueError(f"a .{extension} image of mode {mode} has no exact form here: store it as .npy")
+    return pixels
+
+
+def _one_line(told: object) -> str:
+    return " ".join(str(told).split())[:_TOLD_CHARS]

@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 Count = TypeVar("Count", int, Ints)
 
 _MAX_TOTAL = 10**6
+_MAX_SAMPLES = 4 * 10**12  # twice this times a weight fits in 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class Mixture:
             numbers: int64 [I], all ≥ start.
         """
         left = np.asarray(numbers, np.int64) - self.start
-        assert (left >= 0).all()
+        if not ((left >= 0) & (left < _MAX_SAMPLES)).all():
+            raise ValueError(f"sample numbers outside {self.start} to {self.start + _MAX_SAMPLES}")
         datasets, positions = np.empty_like(left), np.empty_like(left)
         here = np.arange(len(left))
         for dataset, weight, total in self._splits():

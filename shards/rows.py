@@ -4,26 +4,23 @@ Tar members begin at multiples of 512 bytes, so offsets and sizes are kept in su
 a sample has 32 MiB or more). An offset is kept once per stretch, that is up to 64 rows which lie one behind the other;
 a selection has more and shorter ones, of 16 bytes each. Finding a place costs 2 µs.
 
-Sent to a worker process that is being started, large arrays are not copied: both processes map the same memory, which
-goes with the last of them.
+Sent to a worker process that is being started, a large table is not copied, see `shards.handover`.
 """
 
-import mmap
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from multiprocessing import context, reduction
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
+from shards.handover import Arrays, Room, Span
 from shards.tar import BLOCK
 
 Ints = NDArray[np.int64]
 
-_SHARED_BYTES = 2**20  # what is smaller is copied: mapping takes a file descriptor in each process
+_WORD_BYTES = 4
 _UNITS = 2**32
 _UNIT_BITS = BLOCK.bit_length() - 1
 _STRETCH_ROWS = 64
@@ -46,32 +43,29 @@ class Place(NamedTuple):
 class Rows:
     """Places of the samples in one series of shards, by row of the samples table."""
 
-    def __init__(self, run_starts_R: Ints, units_P: "_Shared", crcs_P: "_Shared", *stretches: "_Shared") -> None:
+    def __init__(self, run_starts_R: Ints, arrays: Arrays) -> None:
         """Take what `read_rows` makes.
 
         Args:
             run_starts_R: first row of each run, that is rows of one shard with rising offsets; int64.
-            units_P: size of each sample, in units; uint16 or uint32.
-            crcs_P: uint32.
-            stretches: first row (int64), shard (int32) and offset in units (uint32) of each stretch.
+            arrays: checksum (uint32) and size in units (uint16 or uint32) of each sample; first row (int64), shard
+                (int32) and offset in units (uint32) of each stretch.
         """
         self.run_starts_R = run_starts_R
-        self.units_P = units_P.values
-        self._crcs_P = crcs_P.values
-        self._first_rows, self._shards, self._offsets = (each.values for each in stretches)
-        self._shared = units_P, crcs_P, *stretches
+        self._arrays = arrays
+        self._crcs_P, self.units_P, self._first_rows, self._shards, self._offsets = arrays.values
         # For single places: views give Python's numbers, many times as fast as arrays do.
-        self._views = [each.values.data for each in self._shared]
+        self._views = [each.data for each in arrays.values]
 
     def __len__(self) -> int:
         return len(self.units_P)
 
     def __reduce__(self) -> tuple[type["Rows"], tuple[Any, ...]]:
-        return Rows, (self.run_starts_R, *self._shared)
+        return Rows, (self.run_starts_R, self._arrays)
 
     def place(self, row: int) -> Place:
         """Return where a row's sample lies."""
-        units_P, crcs_P, first_rows, shards, offsets = self._views
+        crcs_P, units_P, first_rows, shards, offsets = self._views
         stretch = bisect_right(first_rows, row) - 1
         offset = offsets[stretch] + sum(units_P[first_rows[stretch] : row])
         return Place(shards[stretch], offset * BLOCK, units_P[row] * BLOCK, crcs_P[row])
@@ -184,7 +178,11 @@ class _RowsSoFar:
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = 0
-        self._units_P, self._crcs_P = _Shared.new(num_rows, np.uint16), _Shared.new(num_rows, np.uint32)
+        # Sizes have room for 32 bits: what 16 leave empty costs nothing.
+        self._room = Room(2 * num_rows * _WORD_BYTES)
+        words = self._room.buffer.view(np.uint32)
+        self._crcs_P, self._wide_units_P = words[:num_rows], words[num_rows:]
+        self._units_P: NDArray[Any] = self._wide_units_P.view(np.uint16)[:num_rows]
         self._run_starts: list[Ints] = []
         self._first_rows: list[Ints] = []
         self._shards: list[NDArray[np.int32]] = []
@@ -195,11 +193,17 @@ class _RowsSoFar:
         """Add some rows: number of the shard, byte, bytes and checksum of each."""
         here = slice(self.num_rows, self.num_rows + len(codes))
         offsets, units = _in_units(offsets), _in_units(sizes)
-        self._units_P = self._units_P.fit_for(units)
-        self._units_P.values[here] = units
-        self._crcs_P.values[here] = crcs
+        if len(units) and units.max() > np.iinfo(self._units_P.dtype).max:
+            self._widen()
+        self._units_P[here] = units
+        self._crcs_P[here] = crcs
         self._cut(codes, offsets, offsets + units)
         self.num_rows = here.stop
+
+    def _widen(self) -> None:
+        so_far = self._units_P[: self.num_rows].copy()
+        self._units_P = self._wide_units_P
+        self._units_P[: self.num_rows] = so_far
 
     def _cut(self, codes: NDArray[np.int32], offsets: Ints, ends: Ints) -> None:
         before_code, before_offset, before_end = self._last
@@ -216,50 +220,15 @@ class _RowsSoFar:
 
     def rows(self) -> Rows:
         """Return them all."""
-        run_starts = np.concatenate([np.zeros(0, np.int64), *self._run_starts])
-        first_rows, shards = _Shared.of(self._first_rows, np.int64), _Shared.of(self._shards, np.int32)
-        return Rows(run_starts, self._units_P, self._crcs_P, first_rows, shards, _Shared.of(self._offsets, np.uint32))
+        stretches = [
+            _join(self._first_rows, np.int64),
+            _join(self._shards, np.int32),
+            _join(self._offsets, np.uint32),
+        ]
+        crcs = Span(0, self.num_rows, self._crcs_P.dtype)
+        units = Span(crcs.end, self.num_rows, self._units_P.dtype)
+        return Rows(_join(self._run_starts, np.int64), self._room.close([crcs, units], stretches))
 
 
-class _Shared:
-    """An array; a large one lies in an anonymous file in memory, so that it can be handed over."""
-
-    def __init__(self, values: NDArray[Any], file: IO[bytes] | None = None) -> None:
-        self.values, self._file = values, file
-
-    @classmethod
-    def new(cls, count: int, dtype: DTypeLike) -> "_Shared":
-        num_bytes = count * np.dtype(dtype).itemsize
-        if num_bytes < _SHARED_BYTES or not hasattr(os, "memfd_create"):
-            return cls(np.empty(count, dtype))
-        file = os.fdopen(os.memfd_create("pera-rows"), "r+b")
-        file.truncate(num_bytes)
-        return cls._mapped(file, dtype, mmap.ACCESS_WRITE)
-
-    @classmethod
-    def of(cls, parts: Sequence[NDArray[Any]], dtype: DTypeLike) -> "_Shared":
-        """Join parts."""
-        made = cls.new(sum(map(len, parts)), dtype)
-        np.concatenate([np.zeros(0, dtype), *parts], out=made.values, casting="unsafe")
-        return made
-
-    def fit_for(self, values: NDArray[np.integer]) -> "_Shared":
-        """Return an array with the same elements so far that can hold the values too."""
-        if not len(values) or values.max() <= np.iinfo(self.values.dtype).max:
-            return self
-        return _Shared.of([self.values], np.uint32)
-
-    @classmethod
-    def again(cls, sent: Any, dtype: DTypeLike) -> "_Shared":
-        """Map a file that another process has handed over."""
-        return cls._mapped(os.fdopen(sent.detach(), "rb"), dtype, mmap.ACCESS_READ)
-
-    @classmethod
-    def _mapped(cls, file: IO[bytes], dtype: DTypeLike, access: int) -> "_Shared":
-        return cls(np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), dtype), file)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Descriptors can be handed over only to a process that is being started.
-        if self._file is None or context.get_spawning_popen() is None:
-            return _Shared, (np.array(self.values),)
-        return _Shared.again, (reduction.DupFd(self._file.fileno()), self.values.dtype)
+def _join(parts: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe")

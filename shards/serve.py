@@ -57,11 +57,11 @@ def report_step(stream: Stream, with_digest: bool, step: int) -> Report:
     return Report(step, keys, digest.hexdigest() if with_digest else "", read.replaced)
 
 
-def _key(sample: Sample) -> tuple[str, Mapping[str, bytes]]:
+def _key(sample: Sample, _dataset: int) -> tuple[str, Mapping[str, bytes]]:
     return sample.key, {}
 
 
-def _content(sample: Sample) -> tuple[str, Mapping[str, bytes]]:
+def _content(sample: Sample, _dataset: int) -> tuple[str, Mapping[str, bytes]]:
     return sample.key, sample.members
 
 

@@ -4,6 +4,7 @@ It counts samples, not steps, and knows nothing of ranks, workers or the global 
 stream goes on. It is the same on every rank. Going on costs no more than beginning: nothing is replayed.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import index
@@ -116,12 +117,16 @@ def begin(
         window: see `OrderSettings`.
 
     Raises:
-        UserError: weights that are too many or too few, or a value that is out of its range.
+        UserError: weights that are too many or too few, a dataset given twice, or a value that is out of its range.
     """
     if global_batch < 1:
         raise UserError(f"global batch {global_batch} is below 1")
     if seed.bit_length() > _MAX_SEED_BITS:
         raise UserError(f"seed {seed} is too large: {_MAX_SEED_BITS} bits are the limit")
+    digests = Counter(dataset.digest for dataset in datasets)
+    if twice := [dataset.url for dataset in datasets if digests[dataset.digest] > 1]:
+        # They would have one order, so that a step held every sample of it twice.
+        raise UserError(f"{', '.join(twice)} have the same content: give one of them, with a higher weight")
     lanes = default_lanes(global_batch) if lanes is None else lanes
     try:
         settings = OrderSettings(seed=seed, lanes=lanes, block_bytes=block_bytes, window=window)

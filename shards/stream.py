@@ -9,7 +9,7 @@ Cost per sample besides its bytes: about 10 µs for its place, 20 µs to read an
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
@@ -27,7 +27,7 @@ from shards.tar import BLOCK
 Item = TypeVar("Item")
 
 AHEAD_STEPS = 8
-_LOCATED_STEPS = 64
+_FAR_NEIGHBOURS = 32  # rows on either side of a block whose samples are all bad
 
 
 class Slot(NamedTuple):
@@ -70,9 +70,11 @@ class Step(Generic[Item]):
 
 
 def make_order(dataset: Dataset, settings: OrderSettings) -> Order:
-    """Return the order of a dataset's samples; a block holds up to `settings.block_bytes` of them."""
-    units = max(1, settings.block_bytes // BLOCK)
-    blocks = cut_blocks(dataset.rows.run_starts_R, dataset.rows.units_P, units)
+    """Return the order of a dataset's samples; a block holds up to `settings.block_bytes` of them, and one more."""
+    units_P = dataset.rows.units_P
+    if dataset.parts:
+        units_P = sum((rows.units_P for rows in dataset.parts), start=units_P.astype(np.uint32))
+    blocks = cut_blocks(dataset.rows.run_starts_R, units_P, max(1, settings.block_bytes // BLOCK))
     return Order(blocks, dataset.num_samples, settings, dataset.digest)
 
 
@@ -105,7 +107,7 @@ class Stream:
             world: number of ranks; divides G.
             cache: for datasets in a store; without one every sample is a request.
             ahead_steps: how far the cache is filled ahead.
-            on_bad: stop, or replace: by a neighbour in the same block.
+            on_bad: stop, or replace: by a neighbour, in the same block if one there is good.
 
         Raises:
             UserError: the number of ranks does not divide the global batch.
@@ -120,12 +122,13 @@ class Stream:
         self.cache, self.ahead_steps, self._on_bad = cache, ahead_steps, on_bad
         self._located: OrderedDict[int, list[Slot]] = OrderedDict()
         self._needed: dict[int, list[Piece]] = {}
+        self._refreshed: set[Piece] = set()
 
     def slots(self, step: int) -> list[Slot]:
         """Return this rank's places of a step, in order: the ranks' lists one after another are the global batch."""
         if step not in self._located:
             self._located[step] = self._locate(step)
-            if len(self._located) > self.ahead_steps + _LOCATED_STEPS:
+            while len(self._located) > self.ahead_steps + 1:
                 self._located.popitem(last=False)
         return self._located[step]
 
@@ -158,16 +161,16 @@ class Stream:
         """Return how many samples of each dataset come before a step."""
         return self.mixture.counts(self.start + step * self.global_batch)
 
-    def read(self, step: int, decode: Callable[[Sample], Item]) -> Step[Item]:
+    def read(self, step: int, decode: Callable[[Sample, int], Item]) -> Step[Item]:
         """Read and decode this rank's samples of a step.
 
         Args:
             step: from 0; in any order, but rising ones are read ahead.
-            decode: makes of a sample what is wanted; a ValueError says that the sample is bad.
+            decode: makes of a sample, and the number of its dataset, what is wanted; a ValueError says that it is bad.
 
         Raises:
             UserError: a shard is missing, has changed, or may not be read.
-            CorruptSampleError: a sample is bad, and is not to be replaced, or its whole block is bad.
+            CorruptSampleError: a sample is bad, and is not to be replaced, or so are all around it.
             StorageError: the store kept failing.
         """
         slots = self.slots(step)
@@ -189,7 +192,7 @@ class Stream:
         """Have fetched what this step and the next ones need from a store, by first use."""
         steps = range(step, step + 1 + self.ahead_steps)
         self._needed = {each: self._needed.get(each) or self._pieces(each) for each in steps}
-        cache.prefetch(chain.from_iterable(self._needed.values()), num_now=len(self._needed[step]))
+        cache.prefetch(chain.from_iterable(self._needed.values()))
 
     def _pieces(self, step: int) -> list[Piece]:
         """Return the pieces in a store that a step needs."""
@@ -199,11 +202,11 @@ class Stream:
         dataset = self.datasets[piece.dataset]
         return dataset.is_local(dataset.places(piece.first_row))
 
-    def _item(self, slot: Slot, row: int, decode: Callable[[Sample], Item]) -> Item:
+    def _item(self, slot: Slot, row: int, decode: Callable[[Sample, int], Item]) -> Item:
         dataset = self.datasets[slot.dataset]
         sample = dataset.parse(row, self._bytes(slot.piece, row))
         try:
-            return decode(sample)
+            return decode(sample, slot.dataset)
         except ValueError as error:
             raise CorruptSampleError(f"{dataset.name(row)}, key {sample.key}: {error}") from error
 
@@ -211,26 +214,36 @@ class Stream:
         """Return a sample's bytes, one piece for each series, checked."""
         dataset = self.datasets[piece.dataset]
         places = dataset.places(row)
-        if self.cache is None or dataset.is_local(places):
+        if self.cache is None or dataset.is_local(places) or not piece.first_row <= row < piece.end_row:
             return dataset.read_places(row, places)
-        for refresh in (False, True):
-            data = self.cache.read(piece, row, refresh=refresh)
-            if all(map(is_whole, data, places)):
-                return data
-        raise dataset.fault(row, places)
+        data = self.cache.read(piece, row)
+        if not all(map(is_whole, data, places)) and piece not in self._refreshed:
+            # Flipped on the way, perhaps. Once per process: a block of bad samples would be fetched for each of them.
+            self._refreshed.add(piece)
+            data = self.cache.read(piece, row, refresh=True)
+        if not all(map(is_whole, data, places)):
+            raise dataset.fault(row, places)
+        return data
 
-    def _neighbour(self, slot: Slot, decode: Callable[[Sample], Item]) -> tuple[int, Item]:
-        """Return a good sample of the same piece, chosen by the bad one's key, so the same in any process."""
-        count = slot.piece.end_row - slot.piece.first_row
-        key = hash64("replace", self.orders[slot.dataset].settings.seed, slot.epoch, slot.row)
-        for row in (slot.piece.first_row + permute(np.arange(count), count, key)).tolist():
-            if row != slot.row:
-                try:
-                    return row, self._item(slot, row, decode)
-                except CorruptSampleError:
-                    continue
+    def _neighbour(self, slot: Slot, decode: Callable[[Sample, int], Item]) -> tuple[int, Item]:
+        """Return a good sample near a bad one, the same in any process."""
+        rows = list(self._neighbours(slot))
+        for row in rows:
+            try:
+                return row, self._item(slot, row, decode)
+            except CorruptSampleError:
+                continue
         name = self.datasets[slot.dataset].name(slot.row)
-        raise CorruptSampleError(f"{name} is bad, and so are all {count - 1} others of its block")
+        raise CorruptSampleError(f"{name} is bad, and so are all {len(rows)} around it")
+
+    def _neighbours(self, slot: Slot) -> Iterator[int]:
+        """Yield rows of the same piece in an order that the bad one's key gives, then the nearest around it."""
+        first, end = slot.piece.first_row, slot.piece.end_row
+        key = hash64("replace", self.orders[slot.dataset].settings.seed, slot.epoch, slot.row)
+        rows = first + permute(np.arange(end - first), end - first, key)
+        around = chain.from_iterable((end + step, first - 1 - step) for step in range(_FAR_NEIGHBOURS))
+        num_samples = self.datasets[slot.dataset].num_samples
+        return (row for row in chain(rows.tolist(), around) if row != slot.row and 0 <= row < num_samples)
 
     def _replacement(self, slot: Slot, fault: CorruptSampleError, row: int) -> Replacement:
         dataset = self.datasets[slot.dataset]

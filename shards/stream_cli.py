@@ -137,7 +137,8 @@ def run_stream(options: cli.Namespace) -> int:
         try:
             return _print_steps(options, stream)
         except CorruptSampleError as error:
-            print(f"shards: error: {error} (--on_bad replace goes on without it)", file=sys.stderr)
+            remedy = " (--on_bad replace goes on without it)" if options.on_bad == "stop" else ""
+            print(f"shards: error: {error}{remedy}", file=sys.stderr)
         except (StorageError, WorkerLostError) as error:
             print(f"shards: error: {error}", file=sys.stderr)
     return 1
@@ -153,11 +154,16 @@ def _print_steps(options: cli.Namespace, stream: Stream) -> int:
     make = partial(report_step, stream, options.digest)
     with contextlib.closing(in_turn(make, chosen, options.workers)) as reports:
         for report in reports:
-            columns = [str(before + report.step), " ".join(report.keys), *filter(None, [report.digest])]
+            columns = [str(before + report.step), " ".join(map(_plain, report.keys)), *filter(None, [report.digest])]
             if not _put("\t".join(columns)):
                 return _BROKEN_PIPE
             _keep(options, stream, report)
     return 0
+
+
+def _plain(key: str) -> str:
+    """Return a key, in JSON's quotes if it has blanks (tars of others may hold such)."""
+    return json.dumps(key) if any(map(str.isspace, key)) else key
 
 
 def _put(line: str) -> bool:

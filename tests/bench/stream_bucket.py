@@ -25,7 +25,7 @@ from tests.bench import stream_peers as peers
 from tests.bench.stream_data import IMAGE_SETS, draw_jpegs, write_ours
 from tests.bench.stream_latency import forwarder
 from tests.bench.stream_race import BATCH, Entry, cpu_seconds, own_cpu_seconds, print_rates, race
-from tests.conftest import _start_store
+from tests.conftest import start_store
 
 _DELAY_S = 0.030
 _COPIES = 3
@@ -59,7 +59,7 @@ def _store(folder: Path) -> Iterator[tuple[int, int]]:
     """Run the tests' object store with a bucket `bench`; gives (its port, its process id)."""
     folder.mkdir()
     binary = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
-    server, endpoint = _start_store(binary, folder)
+    server, endpoint = start_store(binary, folder)
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "devkey",
         "AWS_SECRET_ACCESS_KEY": "devsecret",

@@ -56,7 +56,7 @@ class StreamSteps:
     def __getitem__(self, step: int) -> Any:
         return collate(self._stream.read(step, self._decode_sample).items)
 
-    def _decode_sample(self, sample: Sample) -> Any:
+    def _decode_sample(self, sample: Sample, _: int) -> Any:
         return self._decode(sample.image)
 
 

@@ -1,13 +1,16 @@
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from pretrain import data as data_module
 from pretrain.config import LoaderConfig, MixConfig
 from pretrain.data import BatchMaker
 from pretrain.sources import make_colour, open_sources
 from shards.dataset import CorruptSampleError
+from shards.images import decode_image
 from shards.order import OrderSettings
 from shards.stream import Stream
 
@@ -96,15 +99,52 @@ def test_each_dataset_of_a_mixture_has_its_own_places_of_bands(tiny, tmp_path, w
     for place, slot in enumerate(slots):
         maker = single[slot.dataset]
         sample = maker.stream.datasets[0].read(slot.row)
-        _, pixels = maker._decode(sample)
-        image = maker._choose(slot._replace(dataset=0), pixels)
+        _, image = maker._decode(sample, 0)
         visit = mixed._visit(slot, sample.key)
         views = maker._views([image], [visit], ["global0"], 32)
         assert torch.equal(views.crops_NCHW[0], crops[place])
 
 
-def test_an_image_unlike_its_dataset_is_a_bad_sample(tiny, tmp_path, write_dataset, monkeypatch):
+@pytest.fixture
+def mixed(tiny, tmp_path, write_dataset):
+    """A mixture of datasets with three and with four bands, of which three are chosen."""
+    four = write_dataset(str(tmp_path / "four"), bands=("nir", "blue", "green", "red"), encoding="npy")
+    return replace(tiny, mix=(MixConfig(data=four),), bands=("red", "green", "blue"))
+
+
+def spoil(monkeypatch, maker):
+    """Have an image of the second dataset decode to the first one's number of bands; return its slot."""
+    slot = next(slot for slot in maker.stream.slots(0) if slot.dataset == 1)
+    bad = maker.stream.datasets[1].read(slot.row).image
+
+    def decode(extension, data):
+        pixels = decode_image(extension, data)
+        return pixels[:, :, 1:] if data == bad else pixels
+
+    monkeypatch.setattr(data_module, "decode_image", decode)
+    return slot
+
+
+def test_an_image_unlike_its_dataset_stops_the_stream_by_name(mixed, monkeypatch):
+    maker = make_maker(mixed)
+    slot = spoil(monkeypatch, maker)
+    name = re.escape(maker.stream.datasets[1].name(slot.row))
+    told = rf"^{name}, key \S+: the image has 3 bands of uint8, unlike the dataset: 4 of uint8$"
+    with pytest.raises(CorruptSampleError, match=told):
+        maker.make(0)
+
+
+def test_an_image_unlike_its_dataset_is_replaced_where_bad_ones_are(mixed, monkeypatch):
+    maker = make_maker(mixed, on_bad="replace")
+    slot = spoil(monkeypatch, maker)
+    batch, replaced = maker.make(0)
+    assert [(each.number, each.row) for each in replaced] == [(slot.number, slot.row)]
+    assert "3 bands of uint8, unlike the dataset: 4 of uint8" in replaced[0].fault
+    assert batch.global_views.crops_NCHW.shape == (20, 3, 32, 32)
+
+
+def test_an_image_of_another_type_is_a_bad_sample(tiny, monkeypatch):
     maker = make_maker(tiny)
-    monkeypatch.setattr(maker, "_kinds", {("uint8", 4)})
-    with pytest.raises(CorruptSampleError, match="3 bands of uint8, unlike the dataset"):
+    monkeypatch.setattr(maker.stream.datasets[0], "dtype", "uint16")
+    with pytest.raises(CorruptSampleError, match="3 bands of uint8, unlike the dataset: 3 of uint16"):
         maker.make(0)

@@ -28,12 +28,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 BATCH = 16
 
 
+class Informed(BatchMaker):
+    """Tells its workers how to reach the store: a fork server that runs already may not know."""
+
+    def __getstate__(self):
+        return {**vars(self), "environment": dict(os.environ)}
+
+    def __setstate__(self, state):
+        os.environ.update(state.pop("environment"))
+        vars(self).update(state)
+
+
 def make_maker(config, **place):
     sources = open_sources(config)
     # Blocks of about three samples, windows of two blocks: 24 samples have some of each.
     settings = OrderSettings(seed=3, lanes=8, block_bytes=2**13, window=2)
     stream = Stream(sources.datasets, settings, global_batch=BATCH, **place)
-    return BatchMaker(stream, config, sources.places)
+    return Informed(stream, config, sources.places)
 
 
 def digests(config, by_number, *, world=1, workers=0, start=0, num_steps=4, cache=None):
@@ -80,8 +91,6 @@ def test_a_bucket_gives_the_same_batches(variant, by_number, object_store, tmp_p
 
     s3fs.S3FileSystem().put(variant().data, f"{object_store}/loader", recursive=True)
     local = digests(variant(), by_number)
-    # A fork server that is running does not know the store's address.
-    forkserver._forkserver._stop()
     config = variant(data=f"{object_store}/loader")
     for world, workers in ((1, 0), (2, 2)):
         assert digests(config, by_number, world=world, workers=workers, cache=tmp_path) == local
@@ -149,12 +158,12 @@ def test_a_missing_shard_is_the_users_to_mend(variant, tmp_path, write_dataset, 
 
 
 def test_workers_share_the_tables(tiny, monkeypatch):
-    # Else only those of more than 87,000 samples.
-    monkeypatch.setattr("shards.rows._SHARED_BYTES", 0)
+    # Else only those of 131,072 samples or more.
+    monkeypatch.setattr("shards.handover.SHARED_BYTES", 0)
     with closing(deliver(make_maker(tiny), num_steps=50, workers=1)) as deliveries:
         next(deliveries)
         (worker,) = multiprocessing.active_children()
-        mapped = Path(f"/proc/{worker.pid}/smaps").read_text().partition("memfd:pera-rows")[2]
+        mapped = Path(f"/proc/{worker.pid}/smaps").read_text().partition("memfd:pera-arrays")[2]
         assert mapped
         assert re.search(r"^Private_Dirty: +0 kB", mapped, re.MULTILINE)
 
@@ -195,3 +204,15 @@ def test_no_worker_outlives_its_stream(tiny, pause):
         del deliveries
         gc.collect()
     assert not multiprocessing.active_children()
+
+
+def test_other_processes_of_the_fork_server_can_be_ended(tiny):
+    # Whoever starts the server decides which signals its processes block.
+    forkserver._forkserver._stop()
+    with closing(deliver(make_maker(tiny), num_steps=2, workers=1)) as deliveries:
+        next(deliveries)
+    other = multiprocessing.get_context("forkserver").Process(target=signal.pause, daemon=True)
+    other.start()
+    other.terminate()
+    other.join(60)
+    assert other.exitcode == -signal.SIGTERM

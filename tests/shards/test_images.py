@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -65,9 +65,89 @@ def test_floats_and_arrays_without_a_band_axis():
     out = io.BytesIO()
     Image.new("F", (4, 3), 0.5).save(out, "TIFF")
     assert np.array_equal(decode_image("tif", out.getvalue()), np.full((3, 4, 1), 0.5, np.float32))
+    assert decode_image("npy", npy(np.arange(6, dtype=np.uint16).reshape(2, 3)))[:, :, 0].tolist() == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+
+
+def npy(array):
     out = io.BytesIO()
-    np.save(out, np.arange(6, dtype=np.uint16).reshape(2, 3))
-    assert decode_image("npy", out.getvalue())[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    np.save(out, array)
+    return out.getvalue()
+
+
+PIXELS = np.random.default_rng(1).integers(0, 255, (6, 5, 3), np.uint8)
+ENCODED = [encode_image(PIXELS, encoding) for encoding in ("npy", "jpeg", "png")]
+
+
+@st.composite
+def damaged(draw):
+    """Draw an extension and an image's bytes with some others in their place, or cut out, or in between."""
+    extension, encoded = draw(st.sampled_from(ENCODED))
+    data = bytearray(encoded)
+    for _ in range(draw(st.integers(1, 3))):
+        # Most of a file's beginning is header.
+        begin = draw(st.integers(0, 130) | st.integers(0, len(encoded)))
+        length = draw(st.sampled_from([0, 1, 2, 20, len(encoded)]))
+        data[begin : begin + length] = draw(st.binary(max_size=3) | st.sampled_from([b"(", b"0", b"'", b"9" * 9]))
+    return extension, bytes(data)
+
+
+@settings(max_examples=400)
+@given(damaged())
+def test_damaged_bytes_give_pixels_or_a_value_error(image):
+    told, pixels = "", PIXELS
+    try:
+        pixels = decode_image(*image)
+    except ValueError as error:
+        told = str(error)
+    assert "\n" not in told
+    assert pixels.ndim == 3
+
+
+def header(text, version=b"\1\0"):
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2", "cannot decode"),  # TokenError
+        (b"  {'descr': '|u1'\n\t  x", "cannot decode"),  # IndentationError
+        (b"(" * 150, "cannot decode"),
+        (b"-" * 9000 + b"1", "cannot decode"),  # MemoryError
+        (b"\xff" * 50, "cannot decode"),
+        (b"{'descr': ['|u1'], 'fortran_order': False, 'shape': (2, 2)}", "cannot decode"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 2)}", "it holds object, not numbers"),
+        (b"{'descr': '<U2', 'fortran_order': False, 'shape': (2, 2)}", "it holds <U2, not numbers"),
+        (b"{'descr': '|u1', 'fortran_order': False, 'shape': (3000000, 3000000)}", "9000000000000 bytes announced, 64"),
+        (b"{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -2)}", "is not .height"),
+        (b"{'descr': '|u1', 'fortran_order': False, 'shape': (0, 1" + b"0" * 40 + b")}", "is not .height"),
+    ],
+)
+def test_npy_headers_that_announce_no_image_are_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        decode_image("npy", header(text))
+
+
+def test_an_unknown_version_is_named():
+    with pytest.raises(ValueError, match=r"version \(7, 0\) of the format is unknown"):
+        decode_image("npy", header(b"", b"\7\0"))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 2, 2, 1)])
+def test_arrays_of_other_dimensions_are_no_images(shape):
+    with pytest.raises(ValueError, match=r"^shape \(.*\) is not \[height, width, bands\]$"):
+        decode_image("npy", npy(np.ones(shape, np.uint8)))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_of_any_layout_comes_in_this_machines_byte_order(order):
+    pixels = np.arange(24).reshape(2, 3, 4)
+    decoded = decode_image("npy", npy(np.asarray(pixels, ">u2", order=order)))
+    assert (decoded.dtype, decoded.tolist()) == (np.uint16, pixels.tolist())
+    assert str(decoded.dtype) == "uint16"
 
 
 @given(st.sampled_from(["uint8", "int16", "float32"]).flatmap(lambda dtype: npst.arrays(dtype, (2, 3, 4))))

@@ -42,6 +42,18 @@ def test_every_place_comes_back_and_runs_are_of_one_shard(chunks):
         assert (number in starts) == (before[0] != after[0] or after[1] <= before[1])
 
 
+@pytest.mark.parametrize("shared_bytes", [0, 2**20])
+def test_sizes_of_more_than_16_bits_widen_what_came_before(monkeypatch, shared_bytes):
+    monkeypatch.setattr("shards.handover.SHARED_BYTES", shared_bytes)
+    flat = [(0, 0, 3, 1), (0, 3, 2**16 - 1, 2), (1, 9, 2**16, 3), (1, 8, 1, 4), (2, 0, 2**20, 2**32 - 1)]
+    for cut in range(6):
+        rows = read_rows([make_table(flat[:cut]), make_table(flat[cut:])], len(flat), NAMES)
+        assert rows.units_P.dtype == np.uint32
+        found = [rows.place(number) for number in range(len(flat))]
+        assert found == [Place(shard, offset * BLOCK, size * BLOCK, crc) for shard, offset, size, crc in flat]
+    assert read_rows([make_table(flat[:2])], 2, NAMES).units_P.dtype == np.uint16
+
+
 @given(st.lists(row, min_size=1, max_size=20), st.data())
 def test_bytes_of_runs_of_rows_are_added(flat, data):
     rows = read_rows([make_table(flat)], len(flat), NAMES)
@@ -103,18 +115,23 @@ def large_rows():
 
 
 def _look(rows, answers):
-    answers.put((rows.place(99_999), rows._shared[0]._file is not None))
+    answers.put([(each.place(99_999), each._arrays.are_shared) for each in rows])
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_workers_map_the_same_memory(method):
-    rows, context = large_rows(), multiprocessing.get_context(method)
+    assert look([large_rows()], method) == [(Place(0, 99_999 * BLOCK, 0, 99_999), True)]
+
+
+def look(rows, method):
+    context = multiprocessing.get_context(method)
     answers = context.SimpleQueue()
     worker = context.Process(target=_look, args=(rows, answers))
     worker.start()
-    assert answers.get() == (Place(0, 99_999 * BLOCK, 0, 99_999), True)
+    found = answers.get()
     worker.join()
     assert worker.exitcode == 0
+    return found
 
 
 def test_copies_are_made_where_memory_cannot_be_handed_over():

@@ -83,6 +83,11 @@ def test_the_same_samples_in_other_shards_are_refused_by_name(state, datasets):
         check(state, datasets)
 
 
+def test_a_dataset_given_twice_is_refused(datasets):
+    with pytest.raises(UserError, match=r"have the same content: give one of them, with a higher weight"):
+        begin([*datasets, datasets[0]], seed=0, global_batch=4)
+
+
 def test_new_datasets_need_weights(state, datasets):
     more = [*datasets, places_only([1] * 9, "new")]
     with pytest.raises(UserError, match="1 of 3 datasets are new to the stream: give weights for all"):

@@ -19,7 +19,7 @@ from shards.order import OrderSettings, default_lanes
 from shards.select import select
 from shards.serve import in_turn, report_step
 from shards.state import begin, open_stream, state_at
-from shards.stream import Stream
+from shards.stream import Stream, make_order
 from tests.places import places_only
 
 BATCH = 16
@@ -232,7 +232,7 @@ def test_a_bad_sample_is_replaced_by_the_same_neighbour_everywhere(damaged_url, 
 
 
 def test_a_decoder_may_call_a_sample_bad(dataset):
-    def refuse(sample):
+    def refuse(sample, _):
         if sample.key.endswith("7"):
             raise ValueError("no sevens")
         return sample.key
@@ -248,11 +248,33 @@ def test_a_decoder_may_call_a_sample_bad(dataset):
 
 
 def test_a_block_without_a_good_sample_stops_the_stream(dataset):
-    def refuse(sample):
+    def refuse(sample, _):
         raise ValueError("no")
 
-    with pytest.raises(CorruptSampleError, match=r"is bad, and so are all \d+ others of its block"):
+    with pytest.raises(CorruptSampleError, match=r"is bad, and so are all \d+ around it"):
         stream_of([dataset], on_bad="replace").read(0, refuse)
+
+
+def test_a_bad_sample_that_is_a_block_of_its_own_gives_way_to_one_nearby(dataset):
+    def refuse(sample, _):
+        if sample.key.endswith("7"):
+            raise ValueError("no sevens")
+        return sample.key
+
+    chosen = OrderSettings(seed=1, lanes=2, block_bytes=512)
+    stream = Stream([dataset], chosen, global_batch=BATCH, on_bad="replace")
+    replaced = [each for step in range(7) for each in stream.read(step, refuse).replaced]
+    assert replaced
+    assert all(0 < abs(each.replaced_by - each.row) <= 32 for each in replaced)
+
+
+def test_a_block_holds_the_bytes_of_all_series():
+    dataset = places_only([1] * 100, "a", per_shard=100)
+    alone = make_order(dataset, OrderSettings(seed=0, lanes=1, block_bytes=10 * 512)).locate(np.arange(100))
+    dataset.parts = (places_only([9] * 100, "a", per_shard=100).rows,)
+    both = make_order(dataset, OrderSettings(seed=0, lanes=1, block_bytes=10 * 512)).locate(np.arange(100))
+    assert (alone.end_rows - alone.first_rows).max() == 10
+    assert (both.end_rows - both.first_rows).max() == 1
 
 
 def test_the_stream_is_the_one_it_always_was():

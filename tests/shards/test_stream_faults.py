@@ -78,7 +78,7 @@ def entered(dataset, folder, limit=LARGE):
         time.sleep(0.01)
 
 
-def digest(sample):
+def digest(sample, _dataset):
     """Return what names a sample's key and bytes."""
     found = hashlib.sha256(sample.key.encode())
     for name, content in sorted(sample.members.items()):
@@ -115,9 +115,11 @@ def truth(local_url):
 _answers = None
 
 
-def _join(answers):
+def _join(answers, environment):
     global _answers
     _answers = answers
+    # A fork server that runs already may not know the store.
+    os.environ.update(environment)
 
 
 def _work(stream, steps, endpoint, rank):
@@ -139,12 +141,13 @@ def _work(stream, steps, endpoint, rank):
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers(object_store):
     """A function that reads the stream in ranks × workers; returns results by step, ranks one after the other."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.stream", "s3fs"])
     answers = context.SimpleQueue()
-    with ProcessPoolExecutor(4, mp_context=context, initializer=_join, initargs=(answers,)) as pool:
+    initial = answers, dict(os.environ)
+    with ProcessPoolExecutor(4, mp_context=context, initializer=_join, initargs=initial) as pool:
 
         def run(dataset, folder, *, ranks, workers, limit=LARGE, num_steps=NUM_STEPS, **options):
             endpoint = os.environ["AWS_ENDPOINT_URL_S3"]
