@@ -49,7 +49,7 @@ eval: $(VENV)/.ready ## RUN=<run> DATA=name=<class folder> [OUT=…] [MODELS=…
 	@$(BIN)/python -m eval --models $(MODELS) --data $(DATA) --out "$(or $(OUT),$(RUN)/eval)" $(ARGS)
 
 test: $(VENV)/.ready-dev ## The whole test-suite, with coverage
-	@$(BIN)/python -m pytest --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term $(ARGS)
 
 prove: $(VENV)/.ready-dev ## The tests that take minutes: more faults, more kills
 	@$(BIN)/python -m pytest -m long $(ARGS)

@@ -14,7 +14,7 @@ from ingest.reasons import SceneRejectedError
 from ingest.sandbox import Ranges
 from ingest.scene_row import scene_files
 from shards import storage
-from shards.scratch import scratch_folder
+from shards.storage.scratch import scratch_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from ingest.pack import group_url
 from ingest.reasons import REMEDIES
 from shards import storage
 from shards.commit import commit_version, write_table
-from shards.dataset import iter_table, read_table
 from shards.digest import content_digest
 from shards.errors import UserError
 from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, TableFile, Version
 from shards.settle import BandSums, SceneTally, exact_duplicates
+from shards.tables import iter_table, read_table
 
 Marker = dict[str, Any]
 _READ_AHEAD = 8

@@ -5,10 +5,10 @@ from typing import Any
 
 from ingest.config import IngestConfig, recipe_values
 from shards import storage
-from shards.dataset import list_versions, read_version
+from shards.curation.gc import is_ours
 from shards.errors import UserError
-from shards.gc import is_ours
 from shards.schema import Version, canonical_json
+from shards.tables import list_versions, read_version
 
 
 def refuse_nested(config: IngestConfig) -> None:

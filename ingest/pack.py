@@ -28,7 +28,7 @@ from shards import storage
 from shards.commit import encode_table
 from shards.keyed import hash64
 from shards.schema import REJECTS, SAMPLES, canonical_json, sha256_hex
-from shards.scratch import disk_full_told, remove_left_scratch, scratch_folder
+from shards.storage.scratch import disk_full_told, remove_left_scratch, scratch_folder
 from shards.tar import ShardWriter
 
 

@@ -15,12 +15,12 @@ from ingest.config import IngestConfig, RebuildConfig, Recipe, RunOptions, recip
 from ingest.reasons import INVENTORY_CODES
 from ingest.run import ingest
 from ingest.toolchain import toolchain
-from shards.dataset import iter_table, list_versions, read_version
-from shards.dedup import dedup
-from shards.diff import diff
+from shards.curation.dedup import dedup
+from shards.curation.diff import diff
+from shards.curation.select import select
 from shards.errors import UserError
 from shards.schema import INVENTORY, Version
-from shards.select import select
+from shards.tables import iter_table, list_versions, read_version
 
 
 @dataclass(frozen=True, kw_only=True)

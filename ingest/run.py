@@ -31,12 +31,12 @@ from ingest.sandbox import Limits
 from ingest.sources import kind_of, scenes_root
 from ingest.toolchain import toolchain
 from shards import storage
-from shards.card import write_card
-from shards.dataset import iter_table
+from shards.card.page import write_card
 from shards.errors import UserError
 from shards.progress import Progress
 from shards.schema import INVENTORY, SCENES, Version, sha256_hex
 from shards.settle import scene_numbers
+from shards.tables import iter_table
 
 _READS_AT_ONCE = _WRITES_AT_ONCE = 16
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 256  # scenes that one task probes, about

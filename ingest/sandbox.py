@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ingest.reasons import SceneRejectedError
-from shards.scratch import is_disk_full
+from shards.storage.scratch import is_disk_full
 
 _CALLS_PER_DECODER = 2000
 _FRAME = struct.Struct("<cQ")

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from pretrain.train import train
     from pretrain.trainer import NonFiniteError
     from shards.dataset import CorruptSampleError
-    from shards.retry import StorageError
+    from shards.storage.retry import StorageError
 
     try:
         outcome = train(config)

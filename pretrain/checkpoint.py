@@ -14,7 +14,7 @@ import torch
 from pretrain.pera import PerA
 from shards import storage
 from shards.errors import UserError
-from shards.state import StreamState
+from shards.streaming.state import StreamState
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 FORMAT = "pera-checkpoint"

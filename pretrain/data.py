@@ -20,7 +20,7 @@ from pretrain.masks import draw_patch_sets, set_sizes
 from pretrain.views import ColourDraws, ViewTensors, cut_view, draw_colours, view_names
 from shards.dataset import Sample
 from shards.images import decode_image
-from shards.stream import Replacement, Slot, Stream
+from shards.streaming.stream import Replacement, Slot, Stream
 
 
 @dataclass(frozen=True, kw_only=True)

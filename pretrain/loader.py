@@ -25,7 +25,7 @@ from pretrain.data import Batch, BatchMaker
 from shards import storage
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
-from shards.stream import Replacement, Stream
+from shards.streaming.stream import Replacement, Stream
 
 STEPS_PER_WORKER = 2
 """That a worker has under way or ready: one to deliver, one to make."""

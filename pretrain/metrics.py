@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 
 from pretrain.checkpoint import Position
 from shards import storage
-from shards.stream import Replacement
+from shards.streaming.stream import Replacement
 
 _FLUSH_SHARE = 0.01
 """Writing may take this share of the time."""
@@ -87,7 +87,7 @@ def read_rows(run: str) -> list[Row]:
 
 
 def read_bad_samples(run: str) -> list[dict[str, Any]]:
-    """Read a run's list of bad samples: the fields of `shards.stream.Replacement`."""
+    """Read a run's list of bad samples: the fields of `shards.streaming.stream.Replacement`."""
     return _read_lines(bad_samples_url(run))
 
 

@@ -13,16 +13,17 @@ from pathlib import Path
 from pretrain.colour import Colour
 from pretrain.config import Config
 from shards import storage
-from shards.cache import BlockCache
-from shards.dataset import Dataset, list_versions, open_dataset
+from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
-from shards.footprint import Footprint
-from shards.mix import proportional_weights
-from shards.order import BLOCK_BYTES, WINDOW
-from shards.room import is_remote, require_fits
 from shards.schema import canonical_json, sha256_hex
-from shards.state import StreamState, begin, open_stream
-from shards.stream import Stream
+from shards.streaming.cache import BlockCache
+from shards.streaming.footprint import Footprint
+from shards.streaming.mix import proportional_weights
+from shards.streaming.order import BLOCK_BYTES, WINDOW
+from shards.streaming.room import is_remote, require_fits
+from shards.streaming.state import StreamState, begin, open_stream
+from shards.streaming.stream import Stream
+from shards.tables import list_versions
 
 VALUE_RANGES = {"uint8": 255.0, "uint16": 65535.0}
 

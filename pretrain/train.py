@@ -23,7 +23,7 @@ from pretrain.run import RunRecord, create_run, read_run, require_same_data, wri
 from pretrain.sources import Sources, begin_stream, continued_stream, make_colour, open_sources
 from pretrain.trainer import Trainer, build_trainer
 from shards.progress import Progress
-from shards.state import state_at
+from shards.streaming.state import state_at
 
 
 @dataclass(frozen=True, kw_only=True)

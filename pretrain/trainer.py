@@ -21,7 +21,7 @@ from pretrain.run import flatten, identity_sha256, versions
 from pretrain.sources import Sources
 from shards.errors import UserError
 from shards.keyed import hash64
-from shards.state import StreamState
+from shards.streaming.state import StreamState
 
 
 class NonFiniteError(RuntimeError):

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shards import cli, stream_cli
+from shards import cli
 from shards.errors import UserError
+from shards.streaming import commands as stream_cli
 
 if TYPE_CHECKING:
     from shards.schema import Version
@@ -41,7 +42,7 @@ _WHERE = (
     "counts as not true; time is UTC. The table `scenes` is there for subqueries: scene in (select scene from scenes "
     "where path like 'harbour/%%')"
 )
-# Equal to shards.dedup.MAX_DISTANCE: its import would load numpy and pyarrow for a line of help.
+# Equal to shards.curation.dedup.MAX_DISTANCE: its import would load numpy and pyarrow for a line of help.
 _MAX_DISTANCE = 8
 _DISTANCE = (
     f"bits of 64 in which the difference hashes (dhash) of near-duplicates may differ, 0 to {_MAX_DISTANCE}; of such "
@@ -122,8 +123,8 @@ def _add_options(parser: cli.Parser, name: str) -> None:
 
 
 def _index(options: cli.Namespace) -> int:
-    from shards.faults import RefusedError
-    from shards.index import index
+    from shards.indexing.faults import RefusedError
+    from shards.indexing.index import index
 
     bands = [name.strip() for name in options.bands.split(",")] if options.bands is not None else None
     try:
@@ -150,8 +151,8 @@ def _index(options: cli.Namespace) -> int:
 
 
 def _ls(options: cli.Namespace) -> int:
-    from shards.dataset import read_table, read_version
     from shards.storage import join
+    from shards.tables import read_table, read_version
 
     version = read_version(options.url, options.version)
     for row in read_table(options.url, version, "shards").to_pylist():
@@ -160,7 +161,7 @@ def _ls(options: cli.Namespace) -> int:
 
 
 def _verify(options: cli.Namespace) -> int:
-    from shards.dataset import read_version
+    from shards.tables import read_version
     from shards.verify import verify
 
     version = read_version(options.url, options.version)
@@ -177,7 +178,7 @@ def _verify(options: cli.Namespace) -> int:
 
 
 def _digest(options: cli.Namespace) -> int:
-    from shards.dataset import read_version
+    from shards.tables import read_version
 
     print(read_version(options.url, options.version).digest)
     return 0
@@ -203,22 +204,22 @@ def _preview(options: cli.Namespace) -> int:
 
 
 def _card(options: cli.Namespace) -> int:
-    from shards.card import write_card
-    from shards.dataset import read_version
+    from shards.card.page import write_card
+    from shards.tables import read_version
 
     print(f"wrote {write_card(options.url, read_version(options.url, options.version), options.out)}")
     return 0
 
 
 def _select(options: cli.Namespace) -> int:
-    from shards.select import select
+    from shards.curation.select import select
 
     parent, version = select(options.url, options.where, options.out, options.version)
     return _tell_derived(options, parent, version)
 
 
 def _dedup(options: cli.Namespace) -> int:
-    from shards.dedup import dedup
+    from shards.curation.dedup import dedup
 
     parent, version, found = dedup(options.url, options.distance, options.out, options.version)
     print(f"{found.num_exact} duplicates, {found.pairs.num_rows - found.num_exact} near-duplicates")
@@ -240,7 +241,7 @@ def _tell_derived(options: cli.Namespace, parent: Version, version: Version) -> 
 
 
 def _diff(options: cli.Namespace) -> int:
-    from shards.diff import diff
+    from shards.curation.diff import diff
 
     if options.limit < 0:
         raise UserError(f"--limit is {options.limit}: give 0 or more")
@@ -251,7 +252,7 @@ def _diff(options: cli.Namespace) -> int:
 
 
 def _gc(options: cli.Namespace) -> int:
-    from shards.gc import find_orphans, remove_orphans
+    from shards.curation.gc import find_orphans, remove_orphans
     from shards.storage import user_errors
 
     if not options.min_age_h >= 0:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import storage
-from shards.dataset import version_url
 from shards.errors import UserError
 from shards.schema import TABLES, TableFile, Version, sha256_hex
+from shards.tables import version_url
 
 _ROWS_PER_FILE = 2_000_000
 _ROWS_PER_GROUP = 65_536

@@ -49,7 +49,7 @@ SAMPLES = pa.schema(
         ("member_offset", pa.int64()),  # first byte of the image itself
         ("member_size", pa.int32()),
         ("member_sha256", pa.binary(32)),
-        ("json_sha256", pa.binary(32)),  # of indexed foreign samples: of all other members, see shards.index
+        ("json_sha256", pa.binary(32)),  # of indexed foreign samples: of all other members, see shards.indexing.index
         ("scene", pa.string()),  # id of the scene, see the scenes table
         ("x", pa.int32()),  # window in scene pixels: left
         ("y", pa.int32()),  # and top

@@ -3,7 +3,7 @@
 Reads each shard once and the tables three times. Memory: one shard and the rows of its samples, one table file, 16
 bytes per scene, and the keys of all samples. A version may name fewer samples than its shards hold (duplicates left
 out, a selection), so gaps between samples are no fault; bytes that two samples share are. Shards that others wrote
-are checked by `shards.verify_index`; their samples have no scene.
+are checked by `shards.indexing.verify`; their samples have no scene.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import storage, tar
-from shards.dataset import iter_table, read_table, read_version
 from shards.digest import content_digest
 from shards.errors import UserError
+from shards.indexing.verify import verify_indexed
 from shards.schema import REJECTS, SAMPLES, TABLES, Version
 from shards.settle import BandSums, SceneTally
-from shards.verify_index import verify_indexed
+from shards.tables import iter_table, read_table, read_version
 
 _COUNTED = ["key", "member", "member_sha256", "json_sha256", "scene", "num_valid", "band_sums", "band_squares"]
 # Figures are written with 6 decimals.

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards import retry, storage
+from shards import storage
+from shards.storage import retry
 
 
 @pytest.fixture(autouse=True)

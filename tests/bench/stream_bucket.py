@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from shards import storage
-from shards.cache import BlockCache
 from shards.dataset import open_dataset
-from shards.stream import Stream
+from shards.streaming.cache import BlockCache
+from shards.streaming.stream import Stream
 from tests.bench import stream_peers as peers
 from tests.bench.stream_data import IMAGE_SETS, draw_jpegs, write_ours
 from tests.bench.stream_latency import forwarder

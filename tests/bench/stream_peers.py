@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from shards import storage
-from shards.dataset import Dataset, Sample, open_dataset, read_table
+from shards.dataset import Dataset, Sample, open_dataset
 from shards.images import decode_image
-from shards.order import OrderSettings, default_lanes
-from shards.stream import Stream
+from shards.streaming.order import OrderSettings, default_lanes
+from shards.streaming.stream import Stream
+from shards.tables import read_table
 from tests.bench.stream_race import BATCH
 
 SETTINGS = OrderSettings(seed=0, lanes=default_lanes(BATCH))

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from shards.dataset import Sample, open_dataset
-from shards.order import OrderSettings, default_lanes
 from shards.schema import SAMPLES, SHARDS
-from shards.stream import Stream
+from shards.streaming.order import OrderSettings, default_lanes
+from shards.streaming.stream import Stream
 from shards.tar import BLOCK, header
 from tests.bench.stream_data import commit
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.order import Order, OrderSettings, cut_blocks, default_lanes
+from shards.streaming.order import Order, OrderSettings, cut_blocks, default_lanes
 from shards.tar import BLOCK
 
 _ROWS, _SHARD_ROWS, _MEAN_BYTES, _MAX_SCENE = 4_000_000, 2000, 53_000, 400

@@ -29,8 +29,8 @@ from ingest.run import IncompleteError
 from ingest.run import ingest as run_ingest
 from ingest.sandbox import Decoder
 from shards import storage
-from shards.dataset import list_versions, read_table, read_version
 from shards.errors import UserError
+from shards.tables import list_versions, read_table, read_version
 from shards.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.ingest.rasters import inventory_row
@@ -409,7 +409,7 @@ def test_storms_cuts_and_lost_replies(world, undisturbed, monkeypatch):
     down = proxy.add("answer", method="PUT", path="/tables/", status=503)
     # The driver finds the store down for longer than it waits.
     with monkeypatch.context() as patch:
-        patch.setattr("shards.retry.DEADLINE_S", 2.0)
+        patch.setattr("shards.storage.retry.DEADLINE_S", 2.0)
         with pytest.raises(IncompleteError, match="is not finished: 1 parts failed") as caught:
             world.ingest(out)
     assert "/tables/" in caught.value.lines[0]

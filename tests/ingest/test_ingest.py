@@ -19,9 +19,10 @@ from ingest.cluster import cluster
 from ingest.config import IngestConfig
 from ingest.run import ingest
 from shards import storage
-from shards.dataset import open_dataset, read_table, read_version, version_url
+from shards.dataset import open_dataset
 from shards.errors import UserError
 from shards.images import decode_image
+from shards.tables import read_table, read_version, version_url
 from shards.verify import verify
 
 

@@ -12,10 +12,10 @@ from ingest.config import IngestConfig, RebuildConfig
 from ingest.rebuild import rebuild
 from ingest.run import ingest
 from shards import storage
-from shards.dataset import read_table, read_version
-from shards.dedup import dedup
+from shards.curation.dedup import dedup
+from shards.curation.select import select
 from shards.errors import UserError
-from shards.select import select
+from shards.tables import read_table, read_version
 from shards.verify import verify
 
 

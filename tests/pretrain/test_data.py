@@ -11,8 +11,8 @@ from pretrain.data import BatchMaker
 from pretrain.sources import make_colour, open_sources
 from shards.dataset import CorruptSampleError
 from shards.images import decode_image
-from shards.order import OrderSettings
-from shards.stream import Stream
+from shards.streaming.order import OrderSettings
+from shards.streaming.stream import Stream
 
 
 def make_maker(config, *, on_bad="stop", **place):

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.pera import PerA
 from pretrain.train import train
-from shards.dataset import read_version
+from shards.tables import read_version
 
 IN_A_FRESH_PROCESS = """
 import sys, timm, torch

@@ -16,11 +16,11 @@ from pretrain.config import MixConfig
 from pretrain.data import BatchMaker
 from pretrain.loader import COUNTS, WorkerKilledError, deliver
 from pretrain.sources import open_sources
-from shards.cache import BlockCache
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
-from shards.order import OrderSettings
-from shards.stream import Stream
+from shards.streaming.cache import BlockCache
+from shards.streaming.order import OrderSettings
+from shards.streaming.stream import Stream
 
 # On one core, as torch sees it, two workers are too many.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -215,4 +215,6 @@ def test_other_processes_of_the_fork_server_can_be_ended(tiny):
     other.start()
     other.terminate()
     other.join(60)
-    assert other.exitcode == -signal.SIGTERM
+    exit_code = other.exitcode
+    other.kill()
+    assert exit_code == -signal.SIGTERM

@@ -2,7 +2,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.checkpoint import Position
 from pretrain.metrics import Metrics, read_bad_samples, read_rows
-from shards.stream import Replacement
+from shards.streaming.stream import Replacement
 
 
 def bad(number):

@@ -16,9 +16,9 @@ from pretrain.metrics import read_bad_samples, read_rows
 from pretrain.train import train
 from pretrain.trainer import NonFiniteError, Trainer
 from shards.cli import parse_config
+from shards.curation.select import select
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
-from shards.select import select
 
 # On one core, as torch sees it, two workers are too many.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

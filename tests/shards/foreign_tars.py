@@ -1,4 +1,4 @@
-"""Tars as others write them, for the tests of `shards.index` and what it uses."""
+"""Tars as others write them, for the tests of `shards.indexing.index` and what it uses."""
 
 import io
 import tarfile

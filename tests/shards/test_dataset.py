@@ -12,10 +12,11 @@ import pytest
 
 from shards import storage
 from shards.commit import encode_table
-from shards.dataset import CorruptSampleError, iter_table, open_dataset, read_table, read_version
+from shards.dataset import CorruptSampleError, open_dataset
 from shards.errors import UserError
 from shards.images import decode_image
 from shards.schema import SAMPLES, TableFile, Version, sha256_hex
+from shards.tables import iter_table, read_table, read_version
 
 
 @pytest.fixture

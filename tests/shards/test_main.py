@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from shards.dataset import read_version
+from shards.tables import read_version
 
 
 def test_ls_verify_digest_preview(tmp_path, write_dataset, run_stage):

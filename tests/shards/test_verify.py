@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from shards.commit import write_table
-from shards.dataset import read_table, read_version, version_url
+from shards.tables import read_table, read_version, version_url
 from shards.verify import verify
 
 

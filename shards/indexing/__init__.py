@@ -1,0 +1,1 @@
+"""Tables for WebDataset tars that others wrote."""

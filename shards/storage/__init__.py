@@ -1,0 +1,65 @@
+"""The rim to storage: every byte that a stage reads or writes outside its own memory passes here.
+
+A URL is anything fsspec understands; without a scheme it is a local path. One file per question: `urls` (what a URL
+means), `listing` (what is there), `reading` (bytes out), `writing` (bytes in), `zips` (archives as folders), `retry`
+(faults: every call to a store is retried until a deadline, then raises `StorageError`), `scratch` (folders on the local
+disk). What other rooms use stands below.
+"""
+
+from shards.storage.listing import FileInfo, iter_files, list_files, stat
+from shards.storage.reading import (
+    SourceChangedError,
+    exists,
+    fetch,
+    in_order,
+    read_bytes,
+    read_range,
+    read_ranges,
+    traffic,
+)
+from shards.storage.retry import StorageError, retries
+from shards.storage.urls import child, filesystem, is_local, join, local_path, user_errors
+from shards.storage.writing import (
+    create_bytes,
+    creates_only,
+    put_file,
+    remove,
+    remove_empty_folder,
+    remove_folder,
+    require_writable,
+    write_bytes,
+)
+from shards.storage.zips import fetch_member, list_zip
+
+__all__ = [
+    "FileInfo",
+    "SourceChangedError",
+    "StorageError",
+    "child",
+    "create_bytes",
+    "creates_only",
+    "exists",
+    "fetch",
+    "fetch_member",
+    "filesystem",
+    "in_order",
+    "is_local",
+    "iter_files",
+    "join",
+    "list_files",
+    "list_zip",
+    "local_path",
+    "put_file",
+    "read_bytes",
+    "read_range",
+    "read_ranges",
+    "remove",
+    "remove_empty_folder",
+    "remove_folder",
+    "require_writable",
+    "retries",
+    "stat",
+    "traffic",
+    "user_errors",
+    "write_bytes",
+]
