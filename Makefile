@@ -6,7 +6,7 @@ DEMO ?= demo
 MODELS ?= $(RUN) floor:random_init floor:image_stats
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ingest rebuild pretrain eval test check bench clean
+.PHONY: help setup demo ingest rebuild pretrain eval test prove check bench clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
