@@ -1,44 +1,75 @@
-"""Command line of pretrain: a dataset in, a run with checkpoints and exports out."""
+"""Command line of pretrain: a dataset in, a run with checkpoints and exports out; and commands that look at runs."""
 
 from __future__ import annotations
 
+import importlib
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from pretrain.config import Config
 from shards import cli
+from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from pretrain.train import Outcome
+    from pretrain.training.loop import Outcome
 
+_COMMANDS = {
+    "show": "pretrain.pages.show",
+    "curves": "pretrain.pages.curves",
+    "export": "pretrain.runs.publish",
+}
 _DESCRIPTION = """Pre-train a vision transformer with PerA on a dataset that ingest made.
-Starting again with the same --run goes on from its newest checkpoint, exactly."""
+Starting again with the same --run goes on from its newest checkpoint, exactly. SIGTERM saves and leaves, with exit code
+0. Under torchrun (see pretrain/launch/README.md) each process is a rank.
+
+Other commands, each with its own --help: `python -m pretrain show` (a page of what training sees),
+`python -m pretrain curves` (a run's metrics as a page), `python -m pretrain export` (a folder for a model hub)."""
 _GO_ON = ", or go on with --loader.on_bad replace, which puts another sample in its place"
 
 
 def main(argv: list[str]) -> int:
-    """Run pre-training; see `exit_with` for the exit codes."""
-    config = cli.parse_config("pretrain", _DESCRIPTION, Config, argv)
+    """Run pre-training or a command; see `exit_with` for the exit codes."""
     # Read when torch loads OpenMP. Threads that spin while they wait make a step ten times slower as soon as
     # one other process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # As by Ctrl-C: workers and cache are cleared away.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    from pretrain.loader import WorkerKilledError
-    from pretrain.train import train
-    from pretrain.trainer import NonFiniteError
+    if argv and argv[0] in _COMMANDS:
+        code: int = importlib.import_module(_COMMANDS[argv[0]]).main(argv[1:])
+        return code
+    try:
+        config = cli.parse_config("pretrain", _DESCRIPTION, Config, argv)
+    except UserError:
+        # All ranks find the same, and the first one tells.
+        if os.environ.get("RANK", "0") != "0":
+            return 2
+        raise
+    return pretrain(config)
+
+
+def pretrain(config: Config) -> int:
+    """Train as configured, and say what came of it."""
+    from pretrain.batches.loader import WorkerKilledError
+    from pretrain.training.loop import train
+    from pretrain.training.ranks import LostRankError, ToldElsewhereError
+    from pretrain.training.stopping import TooLateError, heeding_sigterm
+    from pretrain.training.trainer import NonFiniteError
     from shards.dataset import CorruptSampleError
     from shards.storage.retry import StorageError
 
     try:
-        outcome = train(config)
+        with heeding_sigterm(config.checkpoint.deadline_s) as stop:
+            outcome = train(config, stop)
     except CorruptSampleError as error:
         return failed(f"{error}: restore its shard" + _GO_ON * (config.loader.on_bad == "stop"))
-    except (StorageError, WorkerKilledError, NonFiniteError) as error:
+    except (StorageError, WorkerKilledError, NonFiniteError, TooLateError, LostRankError) as error:
         return failed(str(error))
-    report(config, outcome)
+    except ToldElsewhereError:
+        return 2
+    if outcome.is_first:
+        report(config, outcome)
+    if outcome.stopped and not stop():
+        # Who starts ranks on other machines must not take this one for finished.
+        return failed("another rank was asked to stop, and all have saved: start them again to go on")
     return 0
 
 
@@ -61,11 +92,14 @@ def report(config: Config, outcome: Outcome) -> None:
         print("last step: " + ", ".join(f"{name} {figures[name]:.3f}" for name in names))
         print(f"checkpoint: {outcome.checkpoint_url}")
         print(f"export: {outcome.export_url}")
+        print(f"curves: {config.run}/curves.html")
     else:
         print(f"{config.run} is finished: {position.step} steps, {position.samples} samples; nothing to do")
     if outcome.num_bad:
         print(f"{outcome.num_bad} bad samples were replaced so far: {config.run}/bad_samples.jsonl")
-    if position.step < outcome.length:
+    if outcome.stopped:
+        print(f"stopped by SIGTERM at step {position.step} of {outcome.length}: the same command goes on")
+    elif position.step < outcome.length:
         print(f"step {position.step} of {outcome.length}: start again with a larger --max_steps, or none, to go on")
     print(f"next: make eval RUN={config.run} DATA=name=<class folder>")
 

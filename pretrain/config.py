@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from pretrain.masks import set_sizes
-from pretrain.schedules import parse_duration
+from pretrain.batches.masks import set_sizes
+from pretrain.training.schedules import parse_duration
 
 
 def _require(condition: bool, message: str) -> None:
@@ -241,10 +241,19 @@ class CheckpointConfig:
     """Duration between two checkpoints and exports, see schedule."""
     keep_last: int = 2
     """Newest checkpoints to keep; exports are all kept."""
+    keep_every: str | None = None
+    """Duration between checkpoints that are kept for good, beside the newest."""
+    deadline_s: float = 25.0
+    """Seconds that a run may take to save and leave when it gets SIGTERM. Kubernetes kills after 30."""
 
     def __post_init__(self) -> None:
         _require(self.keep_last >= 1, f"checkpoint.keep_last {self.keep_last} is below 1")
-        parse_duration(self.every)
+        _require(self.deadline_s > 0, f"checkpoint.deadline_s {self.deadline_s} is not above 0")
+        for name in ("every", "keep_every"):
+            try:
+                parse_duration(getattr(self, name) or "1 step")
+            except ValueError as error:
+                raise ValueError(f"checkpoint.{name}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +293,19 @@ class Config:
     """cpu, cuda, or auto: cuda where there is one."""
     precision: str = "float32"
     """float32, or bfloat16: automatic mixed precision."""
+    accumulate: int = 1
+    """Micro-batches of a step (gradient accumulation): less memory for the same update. KoLeo looks at the whole batch,
+    which costs a forward pass more of the student's global views."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into the blocks, and compute their insides again in the backward pass: less memory, about a
+    third more computation."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: the first steps take minutes, all others less time."""
+    shard: bool = False
+    """Share parameters and moments out among the ranks (FSDP2), for models that outgrow a GPU."""
+    init_from: str | None = None
+    """Weights of the backbone to start from: an export of ours, a timm checkpoint (safetensors, or timm:NAME where its
+    weights are on this disk), or official PerA weights. By default they are drawn."""
     log_every: int = 10
     """Steps between two rows of metrics."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -316,6 +338,7 @@ class Config:
             self.precision in ("float32", "bfloat16"),
             f"precision {self.precision!r} is none of float32, bfloat16",
         )
+        _require(self.accumulate >= 1, f"accumulate {self.accumulate} is below 1")
         _require(self.bands is None or len(self.bands) > 0, "bands is empty: name one at least, or leave it")
         self._require_weights()
         patch_px, local_px = self.model.patch_px, self.views.local_px

@@ -1,9 +1,9 @@
 """The rim to storage: every byte that a stage reads or writes outside its own memory passes here.
 
 A URL is anything fsspec understands; without a scheme it is a local path. One file per question: `urls` (what a URL
-means), `listing` (what is there), `reading` (bytes out), `writing` (bytes in), `zips` (archives as folders), `retry`
-(faults: every call to a store is retried until a deadline, then raises `StorageError`), `scratch` (folders on the local
-disk). What other rooms use stands below.
+means), `listing` (what is there), `reading` (bytes out), `writing` (bytes in), `spool` (large files), `zips` (archives
+as folders), `retry` (faults: every call to a store is retried until a deadline, then raises `StorageError`), `scratch`
+(folders on the local disk). What other rooms use stands below.
 """
 
 from shards.storage.listing import FileInfo, iter_files, list_files, stat
@@ -18,6 +18,7 @@ from shards.storage.reading import (
     traffic,
 )
 from shards.storage.retry import StorageError, retries
+from shards.storage.spool import local_copy, remove_unfinished, spooled
 from shards.storage.urls import child, filesystem, is_local, join, local_path, user_errors
 from shards.storage.writing import (
     create_bytes,
@@ -48,6 +49,7 @@ __all__ = [
     "join",
     "list_files",
     "list_zip",
+    "local_copy",
     "local_path",
     "put_file",
     "read_bytes",
@@ -56,8 +58,10 @@ __all__ = [
     "remove",
     "remove_empty_folder",
     "remove_folder",
+    "remove_unfinished",
     "require_writable",
     "retries",
+    "spooled",
     "stat",
     "traffic",
     "user_errors",

@@ -109,7 +109,7 @@ def put_file(source: Path, url: str) -> None:
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         target = Path(path)
-        with _temporary_beside(target) as (temporary, file):
+        with temporary_beside(target) as (temporary, file):
             file.close()
             shutil.move(source, temporary)
             with temporary.open("rb") as moved:
@@ -169,7 +169,7 @@ def require_writable(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Open a hidden file with a name of its own in the target's folder; it is gone afterwards unless renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
@@ -183,7 +183,7 @@ def _temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 @contextlib.contextmanager
 def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
-    with _temporary_beside(target) as (temporary, file):
+    with temporary_beside(target) as (temporary, file):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 from pretrain.__main__ import main, report
-from pretrain.checkpoint import Position
-from pretrain.train import Outcome
+from pretrain.runs.checkpoint import Position, list_checkpoints
+from pretrain.training.loop import Outcome
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ["--model.image_px=32", "--views.local_px=16", "--model.width=48", "--model.depth=2"]
 SMALL += ["--loader.batch=4", "--log_every=1"]
-
-
-@pytest.fixture(autouse=True)
-def same_handler():
-    """Commands that run in this process set a handler."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def test_help_is_quick_and_names_the_options(run_stage):
@@ -60,35 +52,92 @@ def test_wrong_use_is_one_line_and_exit_2(run_stage, data_url, tmp_path, argumen
     assert not run.exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "number", "code", "told"),
-    [
-        ("run.json", signal.SIGINT, 130, "pretrain: interrupted"),  # workers are about to begin
-        ("metrics.jsonl", signal.SIGTERM, 143, ""),
-    ],
-)
-def test_who_stops_a_run_leaves_nothing_behind(data_url, tmp_path, wait_until_gone, file, number, code, told):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "pretrain", "--data", data_url, "--run", str(run), "--loader.workers", "2", *SMALL]
-    process = subprocess.Popen(
-        [*command, "--schedule.length", "100000 steps"],
+def start(*arguments):
+    """Start training in a process group of its own, as a terminal or a job does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pretrain", *arguments, *SMALL],
         cwd=REPOSITORY,
         start_new_session=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (run / file).exists():
+
+
+def wait_for(file, process):
+    while not file.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    # Ctrl-C reaches all processes of a terminal.
-    os.killpg(process.pid, number)
+
+
+def without_progress(errors):
+    return [line for line in errors.splitlines() if not re.match(r"pretrain: \d+/\d+ steps", line)]
+
+
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl"])  # workers are about to begin; they are there
+def test_ctrl_c_leaves_nothing_behind(data_url, tmp_path, wait_until_gone, file):
+    run = tmp_path / "run"
+    arguments = ["--data", data_url, "--run", str(run), "--loader.workers", "2"]
+    process = start(*arguments, "--schedule.length", "100000 steps")
+    wait_for(run / file, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert without_progress(errors) == ["pretrain: interrupted"]
+    wait_until_gone(process.pid)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(data_url, tmp_path, wait_until_gone):
+    arguments = ["--data", data_url, "--run", str(tmp_path / "run"), "--loader.workers", "2"]
+    arguments += ["--schedule.length", "100000 steps"]
+    process = start(*arguments)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    # All processes get it, as from SLURM.
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert without_progress(errors) == [
+        "pretrain: SIGTERM: saving after this step, within 25 s; once more ends it at once"
+    ]
+    (step,) = list_checkpoints(str(tmp_path / "run"))
+    assert f"stopped by SIGTERM at step {step} of 100000: the same command goes on" in output
+    wait_until_gone(process.pid)
+    assert main([*arguments, "--max_steps", str(step + 1), *SMALL]) == 0
+    assert list_checkpoints(str(tmp_path / "run")).keys() == {step, step + 1}
+
+
+STUCK = """
+import sys, time
+from pretrain.__main__ import main
+from pretrain.training.trainer import Trainer
+
+def stuck(*arguments):
+    print("stuck", flush=True)
+    time.sleep(600)
+
+Trainer.step = stuck
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("times", "deadline", "code"), [(1, "0.5", 1), (2, "500", 143)])
+def test_a_step_that_does_not_end_is_given_up(data_url, tmp_path, times, deadline, code):
+    arguments = ["--data", data_url, "--run", str(tmp_path / "run"), "--checkpoint.deadline_s", deadline, *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGTERM)
+    if times == 2:
+        assert "once more" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == code
-    assert told in errors.splitlines() or not told
-    if file == "metrics.jsonl":
-        lines = [line for line in errors.splitlines() if not re.match(r"pretrain: \d+/100000 steps", line)]
-        assert lines == [told] * bool(told)
-    wait_until_gone(process.pid)
+    assert ("0.5 s later the step was not done (checkpoint.deadline_s)" in errors) == (times == 1)
 
 
 def test_a_bad_sample_is_one_line_and_exit_1(write_dataset, tmp_path, capsys):

@@ -1,0 +1,227 @@
+"""The loader: processes that make the batches of the steps to come, a torch DataLoader.
+
+Batches arrive in order and are the same for any number of processes; with none they are made where they are needed.
+An error in a process is raised here as it was there, and whatever ends the training process ends the others too.
+Signals that reach all processes, Ctrl-C's and a cluster's SIGTERM, are for the training process alone: it may need
+batches until it has saved.
+
+Cost: a second or two before the first batch; in each process the memory of a few batches and of the order of samples,
+while tables of places are shared (`shards.rows`). A batch comes over in shared memory.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from pretrain.batches.batch import Batch, BatchMaker
+from shards import storage
+from shards.dataset import CorruptSampleError
+from shards.errors import UserError
+from shards.streaming.stream import Replacement, Stream
+
+STEPS_PER_WORKER = 2
+"""That a worker has under way or ready: one to deliver, one to make."""
+COUNTS = ("gets", "bytes_fetched", "bytes_used", "retries", "bad_samples")
+"""Keys of `Delivery.counts` that metrics always have; beside them retries_KIND for each kind of fault. Requests to
+stores alone: their number, bytes of their answers, of them bytes of samples, and how many were made again."""
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask the training process to stop, and that its other processes do not heed."""
+
+_KNOWN_LATER_S = 2.0
+
+
+class WorkerKilledError(RuntimeError):
+    """A process of the loader is gone without an error of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A step's batch, and what came up while it was made."""
+
+    batch: Batch
+    replaced: Sequence[Replacement]
+    """Bad samples of this step, and what was taken instead."""
+    counts: Counter[str]
+    """Since this process's last delivery; see COUNTS."""
+
+    def pin_memory(self) -> "Delivery":
+        """See ViewBatch.pin_memory; torch calls it."""
+        return replace(self, batch=self.batch.pin_memory())
+
+
+def count_requests() -> Counter[str]:
+    """Return what this process has asked of stores so far, see COUNTS."""
+    kinds, traffic = Counter(storage.retries), Counter(storage.traffic)
+    return Counter(
+        gets=traffic["gets"],
+        bytes_fetched=traffic["bytes"],
+        bytes_used=traffic["bytes_used"],
+        retries=kinds.total(),
+        **{f"retries_{kind}": number for kind, number in kinds.items()},
+    )
+
+
+class _Steps:
+    """Map-style dataset whose items are the deliveries of steps."""
+
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
+        self._counted = count_requests()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is just being started has asked for nothing.
+        return {"_maker": self._maker, "_counted": Counter()}
+
+    def __getitem__(self, step: int) -> Delivery | Exception:
+        try:
+            batch, replaced = self._maker.make(step)
+        except (UserError, CorruptSampleError, storage.StorageError) as error:
+            # As a value: torch would raise another one, with a traceback for its text. Defects may have theirs.
+            return error
+        return Delivery(batch=batch, replaced=replaced, counts=self._new_counts() + Counter(bad_samples=len(replaced)))
+
+    def _new_counts(self) -> Counter[str]:
+        counted, self._counted = self._counted, count_requests()
+        return self._counted - counted
+
+
+def deliver(
+    maker: BatchMaker, *, num_steps: int, workers: int = 0, pin_memory: bool = False
+) -> Generator[Delivery, None, None]:
+    """Yield the first steps of the maker's stream, in order. Close it to end the workers.
+
+    Args:
+        maker: of batches.
+        num_steps: batches to yield.
+        workers: processes; 0 makes the batches here.
+        pin_memory: for an accelerator.
+
+    Raises:
+        UserError: a shard is missing, has changed, or may not be read.
+        CorruptSampleError: a sample is damaged or does not decode, and was not to be replaced.
+        StorageError: the store kept failing.
+        WorkerKilledError: a worker was killed.
+    """
+    others = multiprocessing.active_children()
+    loader: DataLoader[Delivery | Exception] = DataLoader(
+        _Steps(maker),  # type: ignore[arg-type]  # torch wants its own base class, needs only __getitem__
+        sampler=range(num_steps),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=_fork_server() if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
+        prefetch_factor=STEPS_PER_WORKER if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+    deliveries: Iterator[Delivery | Exception] | None = None
+    processes: list[BaseProcess] = []
+    try:
+        # A signal between two processes that begin would leave torch with half an iterator.
+        with _stops_deferred():
+            deliveries = iter(loader)
+            processes += [process for process in multiprocessing.active_children() if process not in others]
+        yield from _delivered(deliveries, maker.stream, processes)
+    finally:
+        # torch ends the workers when nobody holds their iterator; an error on its way may do so for long.
+        del deliveries, loader
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _stops_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end of the block.
+
+    Blocking them would not do: another thread takes the signal, and Python handles it in the main one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal is handled here
+        return
+    came: list[int] = []
+    before = {stop: signal.signal(stop, lambda number, _: came.append(number)) for stop in STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _delivered(
+    deliveries: Iterator[Delivery | Exception], stream: Stream, processes: Sequence[BaseProcess]
+) -> Generator[Delivery, None, None]:
+    """Yield deliveries, raise what was sent as a value, and clear away what is behind the stream."""
+    step = 0
+    while True:
+        try:
+            delivery = next(deliveries, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            # Whatever torch makes of a process that is gone. Its end may be known a moment later.
+            if not processes or not wait([process.sentinel for process in processes], _KNOWN_LATER_S):
+                raise
+            raise WorkerKilledError(_killed(len(processes))) from error
+        if isinstance(delivery, Exception):
+            raise delivery
+        if delivery is None:
+            return
+        step += 1
+        if stream.cache is not None:
+            stream.cache.evict(stream.consumed(step))
+        yield delivery
+
+
+def _fork_server() -> Any:
+    """Return the way to start workers, with the server running.
+
+    Forking this process would copy the locks that its threads hold (OpenMP, Arrow, clients of object stores) and the
+    workers would wait for them forever. The fork server is a process of its own that has only imported this module, so
+    that workers need not: no client, no file is open there, and its few threads (OpenBLAS, jemalloc) stand forks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pretrain.batches.preloaded"])
+    # It unblocks signals when it begins, and the server would have it begin.
+    resource_tracker.ensure_running()
+    # The server begins with what this thread blocks, and stays so; its last import frees what it forks.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def _begin_worker(worker: int) -> None:
+    """Tie a worker's life to the training process's, and to nothing else."""
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name=f"end_with_parent_{worker}", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # torch looks for a change of the parent's id, but a fork server lives as long as the workers that it forked.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _killed(workers: int) -> str:
+    return (
+        f"one of {workers} processes that load data was killed, as a rule by the system for want of memory (or of "
+        "space in /dev/shm): lower loader.workers; the same command goes on from the newest checkpoint"
+    )

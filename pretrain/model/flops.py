@@ -1,0 +1,116 @@
+"""What a step costs: its matrix products, counted from the configuration, so that a rate of work can be told.
+
+A multiply-add is two operations. Counted are the products of the maths: embedding of the gathered patches, the four
+products of a block (24 T W² for T tokens of width W) and attention itself (4 T² W), both heads with their last layers;
+the student's three times, because its backward pass makes two products for each of the forward pass (one for the
+embedding, whose input learns nothing), the teacher's once. A branch under stochastic depth is counted for the images
+that it is computed for, not for all.
+
+Not counted, as all of it together is below a hundredth of the operations, though not of the time: norms, GELU, softmax,
+losses, colours, clipping, AdamW, the teacher's average, and the centre, which is one product with a vector. Nor what
+attention computes again in its backward pass. What else is computed a second time to save memory is told apart.
+
+Shape legend: T tokens of an image, W width, L patches of a view. Cost of the count itself: microseconds.
+"""
+
+from dataclasses import dataclass
+
+from pretrain.batches.masks import SetSizes, set_sizes
+from pretrain.config import Config, ModelConfig
+from pretrain.model.backbone import num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Floating-point operations of one optimiser step on one rank."""
+
+    student: int
+    """Backbone: forward and backward."""
+    teacher: int
+    """Backbone: forward."""
+    cls_heads: int
+    """Both sides', with the prototypes."""
+    pixel_head: int
+    """Forward and backward."""
+    repeated: int
+    """What activation checkpointing and accumulation compute again; no part of the total."""
+
+    @property
+    def total(self) -> int:
+        """What the maths needs: what a rate of work is told of."""
+        return self.student + self.teacher + self.cls_heads + self.pixel_head
+
+
+def step_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
+    """Count the operations of a step.
+
+    Args:
+        config: model, heads, views, masks, accumulation and activation checkpointing.
+        num_bands: of the images.
+        batch: images of the step on this rank, a multiple of the micro-batches.
+    """
+    assert batch % config.accumulate == 0, f"{batch} images do not make {config.accumulate} equal parts"
+    part = _part_flops(config, num_bands, batch // config.accumulate)
+    return StepFlops(
+        student=config.accumulate * part.student,
+        teacher=config.accumulate * part.teacher,
+        cls_heads=config.accumulate * part.cls_heads,
+        pixel_head=config.accumulate * part.pixel_head,
+        repeated=config.accumulate * part.repeated,
+    )
+
+
+def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
+    """Count a micro-batch."""
+    views, model = config.views, config.model
+    values = num_bands * model.patch_px**2
+    global_sets, local_sets = _sets(config, model.image_px), _sets(config, views.local_px)
+    num_global, num_local = views.num_global * batch, views.num_local * batch
+    global_blocks = _joined_blocks(model, num_global, global_sets)
+    blocks = global_blocks + _blocks(model, num_local, 1 + local_sets.student, model.depth, model.drop_path)
+    teacher_blocks = _blocks(model, num_global, 1 + global_sets.teacher, model.depth)
+    teacher_blocks += _blocks(model, num_local, 1 + local_sets.teacher, model.depth)
+    global_embedding = _embedding(model, values, num_global * global_sets.student)
+    embedding = global_embedding + _embedding(model, values, num_local * local_sets.student)
+    seen_by_teacher = num_global * global_sets.teacher + num_local * local_sets.teacher
+    cls_head = _head(config, config.head.prototypes) * (num_global + num_local)
+    repeated = blocks if config.activation_checkpointing else 0
+    if config.accumulate > 1 and config.loss.koleo:
+        repeated += global_embedding + global_blocks
+    return StepFlops(
+        student=2 * embedding + 3 * blocks,
+        teacher=_embedding(model, values, seen_by_teacher) + teacher_blocks,
+        cls_heads=(3 + 1) * cls_head,
+        pixel_head=3 * _head(config, values) * num_global * global_sets.learnable,
+        repeated=repeated,
+    )
+
+
+def _sets(config: Config, side_px: int) -> SetSizes:
+    return set_sizes((side_px // config.model.patch_px) ** 2, config.masks.student, config.masks.teacher)
+
+
+def _embedding(model: ModelConfig, values: int, num_patches: int) -> int:
+    return 2 * num_patches * values * model.width
+
+
+def _joined_blocks(model: ModelConfig, num_images: int, sets: SetSizes) -> int:
+    """Count the blocks of the global views, forward: the mask tokens join at half depth."""
+    half = model.depth // 2
+    without = _blocks(model, num_images, 1 + sets.student, half, model.drop_path)
+    joined = 1 + sets.student + sets.learnable
+    return without + _blocks(model, num_images, joined, model.depth - half, model.drop_path)
+
+
+def _blocks(model: ModelConfig, num_images: int, tokens: int, depth: int, drop_path: float = 0.0) -> int:
+    """Count some blocks on images of so many tokens, forward."""
+    kept = num_kept(num_images, drop_path) if num_images else 0
+    attention = 8 * tokens * model.width**2 + 4 * tokens**2 * model.width
+    mlp = 16 * tokens * model.width**2
+    return depth * kept * (attention + mlp)
+
+
+def _head(config: Config, out_features: int) -> int:
+    """Count a head for one token, forward."""
+    hidden, bottleneck = config.head.hidden, config.head.bottleneck
+    return 2 * (config.model.width * hidden + hidden * hidden + hidden * bottleneck + bottleneck * out_features)

@@ -1,0 +1,215 @@
+"""PerA: student and teacher see disjoint patches of the same crop and must agree on what it shows.
+
+Shen et al., "A Contrastive Learning Foundation Model Based on Perfectly Aligned Sample Pairs for Remote Sensing
+Images", arXiv 2505.19447. For each view the student gets a fifth of the patches, the exponential-moving-average teacher
+three fifths, each side with its own colours; the rest is predicted from mask tokens. Per step the encoder sees about
+a third of the tokens of a dense two-view method.
+
+Shape legend: V views, B images, N = V · B in view-major order, L patches, P gathered patches, D values of a patch,
+W width, Z bottleneck, K prototypes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import Config
+from pretrain.model.backbone import DropPath, SparseBackbone, pick_positions
+from pretrain.model.heads import Head
+from pretrain.model.inputs import ViewPatches
+from pretrain.model.losses import CrossEntropy, pixel_loss, prototype_cross_entropy
+
+
+class StudentOutput(NamedTuple):
+    """What the student says of a step's views."""
+
+    cls_features_NW: Tensor
+    """Backbone features of the global views, after the final norm."""
+    cls_NZ: Tensor
+    """Normalised bottleneck features of all views, global ones first."""
+    predictions_NPD: Tensor
+    """Pixels of the learnable patches of global views; values in the order row, column, band."""
+
+
+class PeraOutput(NamedTuple):
+    """Losses of a batch or of a part of one, and what the step's end needs."""
+
+    loss: Tensor
+    """Scalar with a gradient: all terms but KoLeo, weighted."""
+    spread_VBX: Tensor
+    """What KoLeo is to spread, with a gradient; see `pretrain.model.losses.koleo_and_gradient`."""
+    parts: dict[str, Tensor]
+    """Float scalars without a gradient: the unweighted terms, means over the images."""
+    teacher_mean_K: Tensor
+    """Mean prototype scores of the teacher, for the centre."""
+    assignment_K: Tensor
+    """Mean assignment of the teacher."""
+    student: StudentOutput
+    teacher_NZ: Tensor
+    """Normalised bottleneck features of the teacher."""
+
+
+class Branch(nn.Module):
+    """A backbone and its cls head: the student or the teacher."""
+
+    def __init__(self, config: Config, num_bands: int) -> None:
+        super().__init__()
+        self.backbone = SparseBackbone(config.model, num_bands)
+        head = config.head
+        self.cls_head = Head(config.model.width, head.hidden, head.bottleneck, head.prototypes)
+
+    def encode(self, patches_NPD: Tensor, indices_NP: Tensor, grid: int, drop_path: DropPath | None = None) -> Tensor:
+        """Return the cls features [N, W] of [cls, gathered patches] through all blocks.
+
+        Args:
+            patches_NPD: values.
+            indices_NP: their places.
+            grid: patches per side of these views.
+            drop_path: stochastic depth; None computes all.
+        """
+        backbone = self.backbone
+        x_NTW = backbone.embed(patches_NPD, indices_NP, backbone.positions(grid))
+        x_NTW = backbone.run_blocks(x_NTW, range(backbone.depth), drop_path)
+        features_NW: Tensor = backbone.norm(x_NTW[:, 0])
+        return features_NW
+
+
+class PerA(nn.Module):
+    """Student, teacher, heads, mask token and centre: everything that learns or is remembered."""
+
+    centre: Tensor
+
+    def __init__(self, config: Config, num_bands: int) -> None:
+        super().__init__()
+        self.config = config
+        model, head = config.model, config.head
+        self.student = Branch(config, num_bands)
+        self.teacher = Branch(config, num_bands)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, model.width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.pixel_head = Head(model.width, head.hidden, head.bottleneck, num_bands * model.patch_px**2)
+        self.register_buffer("centre", torch.zeros(head.prototypes))
+        self.start_teacher()
+
+    def start_teacher(self) -> None:
+        """Make the teacher what the student is, heads included."""
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+
+    def forward(
+        self,
+        global_views: ViewPatches,
+        local_views: ViewPatches | None,
+        teacher_temperature: float,
+        drop_path: DropPath | None = None,
+    ) -> PeraOutput:
+        """Return the losses of a batch or of a part of one.
+
+        Args:
+            global_views: of B images, view-major.
+            local_views: of the same images; None where there are none.
+            teacher_temperature: sharpens the teacher's assignments.
+            drop_path: stochastic depth of the student; None computes all.
+        """
+        student = self._run_student(global_views, local_views, drop_path)
+        student_KZ = self.student.cls_head.last_layer.weight()
+        with torch.no_grad():
+            teacher_NZ = self._run_teacher(global_views, local_views)
+            teacher_KZ = self.teacher.cls_head.last_layer.weight()
+            # Scores are linear in the features, so their mean needs no scores.
+            teacher_mean_K = teacher_KZ @ teacher_NZ.to(teacher_KZ.dtype).mean(0)
+        cross_entropy = prototype_cross_entropy(
+            student.cls_NZ,
+            student_KZ,
+            teacher_NZ,
+            teacher_KZ,
+            self.centre,
+            student_temperature=self.config.loss.student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        pixel = pixel_loss(student.predictions_NPD, _by_pixel(global_views.learnable_NPD, self.config.model.patch_px))
+        return PeraOutput(
+            loss=cross_entropy.mean + self.config.loss.pixel * pixel,
+            spread_VBX=self._spread(student, student_KZ),
+            parts=self._parts(cross_entropy, pixel),
+            teacher_mean_K=teacher_mean_K,
+            assignment_K=cross_entropy.assignment_K,
+            student=student,
+            teacher_NZ=teacher_NZ,
+        )
+
+    @torch.no_grad()
+    def spread(self, global_views: ViewPatches, drop_path: DropPath | None = None) -> Tensor:
+        """Return what `forward` would return as `spread_VBX`, without the rest and without a gradient."""
+        student = self._run_student(global_views, None, drop_path)
+        return self._spread(student, self.student.cls_head.last_layer.weight())
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float, teacher_mean_K: Tensor) -> None:
+        """Let the teacher follow the student, and the centre the teacher; once per optimiser step."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        self.centre.lerp_(teacher_mean_K.to(self.centre.dtype), 1 - self.config.loss.centre_momentum)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the optimiser moves, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _spread(self, student: StudentOutput, student_KZ: Tensor) -> Tensor:
+        num_global = self.config.views.num_global
+        spread_NX = student.cls_features_NW
+        if self.config.loss.koleo_on_head:
+            spread_NX = student.cls_NZ[: len(spread_NX)] @ student_KZ.T
+        return spread_NX.reshape(num_global, -1, spread_NX.shape[-1])
+
+    def _parts(self, cross_entropy: CrossEntropy, pixel: Tensor) -> dict[str, Tensor]:
+        views, rows_N = self.config.views, cross_entropy.rows_N
+        # Both are shares of one mean over all pairs.
+        share = views.num_global / (views.num_global + views.num_local)
+        global_N, local_N = rows_N.tensor_split([round(share * len(rows_N))])
+        return {
+            "global_cls": global_N.sum() / len(rows_N),
+            "local_cls": local_N.sum() / len(rows_N),
+            "pixel": pixel.detach(),
+            "teacher_entropy": cross_entropy.entropy,
+        }
+
+    def _run_student(
+        self, global_views: ViewPatches, local_views: ViewPatches | None, drop_path: DropPath | None
+    ) -> StudentOutput:
+        backbone = self.student.backbone
+        seen, joining = global_views.student_indices_NP, global_views.learnable_indices_NP
+        positions_LW = backbone.positions(backbone.grid)
+        x_NTW = backbone.embed(global_views.student_NPD, seen, positions_LW)
+        half = backbone.depth // 2
+        x_NTW = backbone.run_blocks(x_NTW, range(half), drop_path)
+        mask_tokens_NPW = self.mask_token + pick_positions(positions_LW, joining)
+        x_NTW = torch.cat([x_NTW, mask_tokens_NPW.to(x_NTW.dtype)], dim=1)
+        x_NTW = backbone.norm(backbone.run_blocks(x_NTW, range(half, backbone.depth), drop_path))
+        cls = [x_NTW[:, 0]]
+        if local_views is not None:
+            local_indices_NP = local_views.student_indices_NP
+            cls.append(self.student.encode(local_views.student_NPD, local_indices_NP, self._local_grid, drop_path))
+        return StudentOutput(
+            cls_features_NW=x_NTW[:, 0],
+            cls_NZ=self.student.cls_head.bottleneck(torch.cat(cls)),
+            predictions_NPD=self.pixel_head(x_NTW[:, 1 + seen.shape[1] :]),
+        )
+
+    def _run_teacher(self, global_views: ViewPatches, local_views: ViewPatches | None) -> Tensor:
+        sizes = ((global_views, self.teacher.backbone.grid), (local_views, self._local_grid))
+        cls = [
+            self.teacher.encode(views.teacher_NPD, views.teacher_indices_NP, grid)
+            for views, grid in sizes
+            if views is not None
+        ]
+        return self.teacher.cls_head.bottleneck(torch.cat(cls))
+
+    @property
+    def _local_grid(self) -> int:
+        return self.config.views.local_px // self.config.model.patch_px
+
+
+def _by_pixel(patches_NPD: Tensor, patch_px: int) -> Tensor:
+    """Return the values of patches in the order row, column, band, from the order band, row, column."""
+    return patches_NPD.reshape(*patches_NPD.shape[:2], -1, patch_px**2).mT.flatten(-2)

@@ -1,0 +1,1 @@
+"""The run folder: its record, checkpoints, exports and metrics."""

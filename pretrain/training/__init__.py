@@ -1,0 +1,1 @@
+"""Optimiser steps: what changes over a run, one step, the loop around it."""

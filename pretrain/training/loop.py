@@ -1,0 +1,288 @@
+"""The training loop: fetch, step, log, save; and what must be opened before it.
+
+Resuming is not a special case: every start begins at the newest checkpoint's position, which is 0 in a new run. All
+ranks run this; the first one alone writes and prints.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from pretrain.batches.batch import BatchMaker
+from pretrain.batches.colour import Colour
+from pretrain.batches.loader import STEPS_PER_WORKER, Delivery, deliver
+from pretrain.batches.sources import Sources, begin_stream, continued_stream, make_colour, open_sources
+from pretrain.config import Config
+from pretrain.model.flops import step_flops
+from pretrain.model.losses import feature_rank, feature_spread
+from pretrain.runs.checkpoint import Checkpoint, Position, load_newest, read_checkpoint
+from pretrain.runs.export import Origin
+from pretrain.runs.metrics import Row
+from pretrain.runs.record import (
+    RunRecord,
+    create_run,
+    flatten,
+    identity_sha256,
+    read_run,
+    require_same_data,
+    versions,
+    write_config,
+)
+from pretrain.training.gauge import Gauge, Stretch, costs
+from pretrain.training.peak import matmul_peak
+from pretrain.training.ranks import Ranks, joined
+from pretrain.training.trainer import StepOutcome, Trainer, build_trainer, choose_device
+from pretrain.training.writer import writing
+from shards.streaming.state import StreamState, state_at
+from shards.streaming.stream import Replacement, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a start of a run did."""
+
+    position: Position
+    first_step: int
+    """Where this start began: 0, or where the run was resumed."""
+    length: int
+    """Steps of the whole schedule."""
+    seconds: float
+    """In the loop."""
+    figures: Row
+    """The last row of metrics; empty where nothing was left to do."""
+    export_url: str
+    """Of the last save; empty as `figures`, likewise the next."""
+    checkpoint_url: str
+    num_bad: int = 0
+    """Bad samples of the run so far, replaced by others and listed in the run."""
+    stopped: bool = False
+    """Whether it was asked to stop, and has saved before it did."""
+    is_first: bool = True
+    """Whether this is the rank that writes and prints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What a start reads before anything is built."""
+
+    record: RunRecord | None
+    """None in a new run."""
+    sources: Sources
+    colour: Colour
+
+
+def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Start or go on with a run, up to the end of its schedule, to max_steps, or until it is asked to stop.
+
+    Args:
+        config: of the run.
+        stop: asked at each step: whether to save and leave.
+
+    Raises:
+        UserError: the datasets, the device, the configuration or the run folder do not fit; nothing was written.
+        NonFiniteError: training diverged.
+        CorruptSampleError: a sample is damaged or does not decode, and was not to be replaced.
+        StorageError: a store kept failing.
+        WorkerKilledError: a process that loads data was killed.
+    """
+    with joined(config.device) as ranks, ExitStack() as stack:
+        device = ranks.agree(lambda: choose_device(config))
+        opened = ranks.agree(lambda: _open(config))
+        sources = opened.sources
+        checkpoint = _newest(ranks, config.run)
+        trainer = build_trainer(config, sources, opened.colour, ranks, device, starts=checkpoint is None)
+        step, state = 0, begin_stream(config, sources)
+        if checkpoint:
+            trainer.load(checkpoint)
+            step, state = checkpoint.step, StreamState.from_json(checkpoint.stream)
+        queued_steps = config.loader.workers * STEPS_PER_WORKER
+        continued = continued_stream(
+            config, sources, state, rank=ranks.rank, world=ranks.world, queued_steps=queued_steps
+        )
+        stream = ranks.agree(lambda: stack.enter_context(continued))
+        if ranks.is_first:
+            _begin(config, opened)
+        position = Position(step=step, samples=state.consumed)
+        if step >= trainer.plan.stop_step:
+            return _finished(trainer, position)
+        return _run(trainer, BatchMaker(stream, config, sources.places), position, opened, stop)
+
+
+def _open(config: Config) -> _Opened:
+    record = read_run(config)
+    sources = open_sources(config, record.dataset_versions if record else ())
+    colour = make_colour(sources, config)
+    if record:
+        require_same_data(config, record, sources.digests)
+        # The weights may be others by now; what the network is used to must not change with them.
+        colour = replace(colour, mean=record.mean, std=record.std)
+    return _Opened(record=record, sources=sources, colour=colour)
+
+
+def _begin(config: Config, opened: _Opened) -> None:
+    """Write what says that this run is here."""
+    if opened.record:
+        write_config(config)
+        return
+    record = RunRecord(
+        digests=opened.sources.digests,
+        dataset_versions=tuple(dataset.version.version for dataset in opened.sources.datasets),
+        mean=opened.colour.mean,
+        std=opened.colour.std,
+    )
+    create_run(config, record)
+
+
+def _newest(ranks: Ranks, run: str) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, the same on all ranks; None where there is none yet."""
+    found = ranks.agree(lambda: load_newest(run) if ranks.is_first else None)
+    url = ranks.first(found[1] if found else None)
+    return ranks.agree(lambda: found[0] if found else read_checkpoint(url)) if url else None
+
+
+def _finished(trainer: Trainer, position: Position) -> Outcome:
+    """Return the outcome of a start that finds nothing left to do."""
+    return Outcome(
+        position=position,
+        first_step=position.step,
+        length=trainer.plan.num_steps,
+        seconds=0.0,
+        figures={},
+        export_url="",
+        checkpoint_url="",
+        is_first=trainer.ranks.is_first,
+    )
+
+
+def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opened, stop: Callable[[], bool]) -> Outcome:
+    """Make all steps that are left, logging and saving on the way."""
+    config, plan, first = trainer.config, trainer.plan, position.step
+    scale = Scale.of(trainer, opened.sources)
+    row, stopped, writer, begin_s = Row(), False, None, time.monotonic()
+    with ExitStack() as stack:
+        deliveries = stack.enter_context(closing(_remaining(trainer, maker, position)))
+        if trainer.ranks.is_first:
+            origin = make_origin(config, opened.sources)
+            writer = stack.enter_context(writing(config, plan, origin, opened.colour, position))
+        gauge = Gauge(trainer.device)
+        for step, delivery in enumerate(gauge.watch(deliveries), first):
+            outcome = trainer.step(step, delivery.batch, stop())
+            position = Position(step=step + 1, samples=position.samples + config.loader.batch)
+            stopped = outcome.stop and position.step < plan.stop_step
+            saves = stopped or plan.saves_after(position.step)
+            if saves or position.step % config.log_every == 0:
+                row, replaced = _tell(trainer, scale, position, outcome, gauge.take(), maker.stream)
+                if writer:
+                    writer.tell(row, replaced)
+            if saves or step == first:
+                checkpoint = _checkpoint(trainer, position, state_at(maker.stream, position.step - first))
+                if writer and saves:
+                    writer.save(checkpoint, position.samples)
+                elif writer:
+                    writer.prepare(checkpoint)
+            if writer:
+                writer.show(position.step, row)
+            if stopped:
+                break
+    saved = writer.saved if writer else None
+    return Outcome(
+        position=position,
+        first_step=first,
+        length=plan.num_steps,
+        seconds=time.monotonic() - begin_s,
+        figures=row,
+        export_url=saved.export_url if saved else "",
+        checkpoint_url=saved.checkpoint_url if saved else "",
+        num_bad=writer.num_bad if writer else 0,
+        stopped=stopped,
+        is_first=trainer.ranks.is_first,
+    )
+
+
+def _remaining(trainer: Trainer, maker: BatchMaker, position: Position) -> Generator[Delivery, None, None]:
+    """Return the deliveries from a position, where the maker's stream begins, to where the run stops."""
+    return deliver(
+        maker,
+        num_steps=trainer.plan.stop_step - position.step,
+        workers=trainer.config.loader.workers,
+        pin_memory=trainer.device.type == "cuda",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What the figures of a step are held against."""
+
+    num_samples: int
+    """Of an epoch."""
+    step_flops: int
+    """Of a step on one rank."""
+    peak_flops_per_s: float
+    """Of a large matrix product on one rank."""
+
+    @classmethod
+    def of(cls, trainer: Trainer, sources: Sources) -> "Scale":
+        """Count and measure for a run."""
+        config, dtype = trainer.config, torch.bfloat16 if trainer.config.precision == "bfloat16" else torch.float32
+        batch = config.loader.batch // trainer.ranks.world
+        return cls(
+            num_samples=sources.num_samples,
+            step_flops=step_flops(config, len(sources.bands), batch).total,
+            peak_flops_per_s=matmul_peak(trainer.device, dtype),
+        )
+
+
+def _tell(
+    trainer: Trainer, scale: Scale, position: Position, outcome: StepOutcome, stretch: Stretch, stream: Stream
+) -> tuple[Row, list[Replacement]]:
+    """Return a row of metrics, and the bad samples since the last one, of all ranks; all must call.
+
+    The losses are this step's own, not a mean; what is counted and timed is that of all steps since the last row.
+    """
+    ranks = trainer.ranks
+    stretches = ranks.collected(stretch)
+    cache_bytes = ranks.collected(stream.cache.used_bytes() if stream.cache else 0)
+    features_NW = ranks.concatenated(outcome.features_NW, dim=0)
+    row: Row = {
+        "step": position.step,
+        "samples": position.samples,
+        "epoch": position.samples / scale.num_samples,
+        **{name: float(value) for name, value in outcome.figures.items()},
+        "feature_spread": float(feature_spread(features_NW)),
+        "feature_rank": float(feature_rank(features_NW)),
+        **asdict(outcome.rates),
+        **costs(
+            stretches,
+            batch=trainer.config.loader.batch,
+            step_flops=scale.step_flops,
+            peak_flops_per_s=scale.peak_flops_per_s,
+        ),
+        "cache_bytes": sum(cache_bytes),
+    }
+    replaced = [each for stretch in stretches for each in stretch.replaced]
+    return row, sorted(replaced, key=lambda each: each.number)
+
+
+def _checkpoint(trainer: Trainer, position: Position, stream: StreamState) -> Checkpoint:
+    """Put together what the rest of the run depends on, without a copy; all ranks must call."""
+    return Checkpoint(
+        step=position.step,
+        model=trainer.network.state(),
+        optimiser=trainer.network.moments(trainer.optimiser),
+        stream=stream.to_json(),
+        record={"config": flatten(trainer.config), "versions": versions()},
+    )
+
+
+def make_origin(config: Config, sources: Sources) -> Origin:
+    """Return what a run's weights are made from."""
+    return Origin(
+        bands=sources.bands,
+        dtype=sources.datasets[0].dtype,
+        dataset_digest=sources.digest,
+        config_sha256=identity_sha256(config),
+        versions=versions(),
+    )

@@ -1,0 +1,121 @@
+"""The model as ranks share it: whole on each of them (DDP), or shared out among them (FSDP2).
+
+Both give every rank the mean of all ranks' gradients. What is saved is whole and by name, so that a run goes
+on with any number of ranks, shared out or not.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain.config import Config
+from pretrain.model.backbone import DropPath
+from pretrain.model.inputs import ViewPatches
+from pretrain.model.pera import PerA, PeraOutput
+from pretrain.training.ranks import Ranks
+
+Moments = dict[str, dict[str, Tensor]]
+"""The optimiser's state by the names of parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A model, and how its gradients reach the other ranks."""
+
+    model: PerA
+    replicas: DistributedDataParallel | None
+    """Around the model, where each of several ranks has a whole one."""
+    sharded: bool
+    """Whether the model is shared out among the ranks."""
+
+    def __call__(
+        self, global_views: ViewPatches, local_views: ViewPatches | None, temperature: float, drop_path: DropPath
+    ) -> PeraOutput:
+        """Run `PerA.forward`, so that the gradients of what it returns are shared."""
+        output: PeraOutput = (self.replicas or self.model)(global_views, local_views, temperature, drop_path)
+        return output
+
+    def communicating(self, now: bool) -> AbstractContextManager[None]:
+        """Return a context whose backward passes, together with those before, reach the other ranks only if `now`."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(now)  # type: ignore[operator]  # fully_shard adds it
+        return self.replicas.no_sync() if self.replicas and not now else nullcontext()
+
+    def clip_gradient(self, largest: float) -> Tensor:
+        """Scale the gradient down to a norm; return the norm that it had."""
+        return _whole(torch.nn.utils.clip_grad_norm_(self.model.trainable().values(), largest))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and buffers, whole but not copied; all ranks must call."""
+        return {name: _whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Set parameters and buffers."""
+        ours = self.model.state_dict()
+        assert ours.keys() == state.keys()
+        with torch.no_grad():
+            for name, tensor in ours.items():
+                tensor.copy_(_shared_out(state[name], tensor))
+
+    def moments(self, optimiser: torch.optim.Optimizer) -> Moments:
+        """Return the optimiser's state, whole but not copied; all ranks must call."""
+        return {
+            name: {key: _whole(value) for key, value in optimiser.state[parameter].items()}
+            for name, parameter in self.model.trainable().items()
+        }
+
+    def load_moments(self, moments: Moments, optimiser: torch.optim.Optimizer) -> None:
+        """Set the optimiser's state."""
+        parameters = self.model.trainable()
+        assert parameters.keys() == moments.keys()
+        for name, parameter in parameters.items():
+            optimiser.state[parameter] = {
+                key: _shared_out(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                for key, value in moments[name].items()
+            }
+
+
+def make_network(model: PerA, config: Config, ranks: Ranks) -> Network:
+    """Prepare a model that lies on this rank's device for training; its weights must be the same on all ranks."""
+    for branch in (model.student, model.teacher):
+        branch.backbone.recompute = config.activation_checkpointing
+        for block in branch.backbone.blocks:
+            if config.compile:
+                block.compile(dynamic=False)
+    if config.shard:
+        _share_out(model)
+        return Network(model=model, replicas=None, sharded=True)
+    if ranks.world == 1:
+        return Network(model=model, replicas=None, sharded=False)
+    # The centre is the same on all ranks: there is nothing to send.
+    replicas = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return Network(model=model, replicas=replicas, sharded=False)
+
+
+def _share_out(model: PerA) -> None:
+    # Here: to import it takes seconds, and few need it.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for branch in (model.student, model.teacher):
+        for block in branch.backbone.blocks:
+            fully_shard(block)
+    fully_shard(model)
+    register_fsdp_forward_method(model, "spread")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Put a tensor together that is shared out (a DTensor); all ranks must call."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor on a device, or this rank's part of it, as another one is."""
+    tensor = tensor.to(like.device)
+    if not hasattr(like, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""What the first rank writes into the run folder and shows: metrics, alarms, checkpoints, exports, curves."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pretrain.batches.colour import Colour
+from pretrain.config import Config
+from pretrain.pages.curves import write_curves
+from pretrain.runs.checkpoint import Checkpoint, Position
+from pretrain.runs.export import Origin, describe, write_export
+from pretrain.runs.exports import export_url
+from pretrain.runs.metrics import Metrics, Row
+from pretrain.runs.saver import Saved, Saver, full_disk_told
+from pretrain.training.alarm import Alarm
+from pretrain.training.plan import Plan
+from shards.progress import Progress
+from shards.streaming.stream import Replacement
+
+_TEACHER = "teacher.backbone."
+
+
+class Writer:
+    """Write and show what a run tells; `writing` makes one."""
+
+    def __init__(
+        self, config: Config, plan: Plan, origin: Origin, colour: Colour, position: Position, progress: Progress
+    ) -> None:
+        self._config, self._origin, self._colour = config, origin, colour
+        self._metrics = Metrics(config.run, position)
+        self._alarm = Alarm(config.head.prototypes, first_step=plan.lr_warmup_steps)
+        self._progress = progress
+        self._saver = Saver(config.run, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_steps)
+
+    def tell(self, row: Row, replaced: Sequence[Replacement]) -> None:
+        """Add a row to the metrics and bad samples to their list; say it where training collapses."""
+        row["alarm"], texts = self._alarm.look(row)
+        for text in texts:
+            print(f"pretrain: alarm at step {row['step']}: {text}", file=sys.stderr, flush=True)
+        self._metrics.add_bad(replaced)
+        with full_disk_told(self._config.run):
+            self._metrics.append(row)
+
+    def show(self, step: int, row: Row) -> None:
+        """Show how many steps are made, and figures of the last row; raise what has befallen a save since.
+
+        Raises:
+            StorageError: a disk is full, or a store kept failing.
+        """
+        self._saver.check()
+        self._progress.update(step, line_figures(row) if row else "")
+
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """Find memory for copies of a state like this."""
+        self._saver.prepare(checkpoint)
+
+    def save(self, checkpoint: Checkpoint, samples: int) -> None:
+        """Write a checkpoint and its export beside training, once the state is copied.
+
+        Args:
+            checkpoint: the state.
+            samples: consumed so far.
+        """
+        position = Position(step=checkpoint.step, samples=samples)
+        colour = self._colour
+        description = describe(self._config.model, self._origin, position, mean=colour.mean, std=colour.std)
+
+        def export(snapshot: Checkpoint) -> str:
+            url = export_url(self._config.run, position.step)
+            names = [name for name in snapshot.model if name.startswith(_TEACHER)]
+            write_export(url, {name.removeprefix(_TEACHER): snapshot.model[name] for name in names}, description)
+            return url
+
+        with full_disk_told(self._config.run):
+            self._metrics.flush()
+        self._saver.save(checkpoint, export)
+
+    @property
+    def saved(self) -> Saved | None:
+        """The last save that was finished."""
+        return self._saver.saved
+
+    @property
+    def num_bad(self) -> int:
+        """Bad samples of the run so far."""
+        return self._metrics.num_bad
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Finish a save that runs, whatever comes, and draw the curves if nothing does."""
+        with self._saver:
+            yield
+        with full_disk_told(self._config.run):
+            self._metrics.flush()
+            write_curves(self._config.run)
+
+
+@contextmanager
+def writing(config: Config, plan: Plan, origin: Origin, colour: Colour, position: Position) -> Iterator[Writer]:
+    """Yield the writer of a run that goes on from a position."""
+    with Progress("pretrain", plan.stop_step, "steps", done=position.step) as progress:
+        writer = Writer(config, plan, origin, colour, position, progress)
+        with writer.open():
+            yield writer
+
+
+def line_figures(row: Row) -> str:
+    """Return what the progress line shows of a row."""
+    # The loss holds the teacher's own entropy, which grows on the way: the divergence is the part that falls.
+    return (
+        f"loss {row['loss']:.3f} (divergence {row['divergence']:.3f}) · {row['samples_per_s']:.0f} samples/s · "
+        f"waiting for data {row['data_wait_share']:.0%}"
+    )

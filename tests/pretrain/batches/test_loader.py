@@ -1,0 +1,275 @@
+import gc
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import islice
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from pretrain.batches.batch import BatchMaker
+from pretrain.batches.loader import COUNTS, WorkerKilledError, deliver
+from pretrain.batches.sources import open_sources
+from pretrain.config import MixConfig
+from shards.dataset import CorruptSampleError
+from shards.errors import UserError
+from shards.streaming.cache import BlockCache
+from shards.streaming.order import OrderSettings
+from shards.streaming.stream import Stream
+
+# On one core, as torch sees it, two workers are too many.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+BATCH = 16
+
+
+class Informed(BatchMaker):
+    """Tells its workers how to reach the store: a fork server that runs already may not know."""
+
+    def __getstate__(self):
+        return {**vars(self), "environment": dict(os.environ)}
+
+    def __setstate__(self, state):
+        os.environ.update(state.pop("environment"))
+        vars(self).update(state)
+
+
+def make_maker(config, **place):
+    sources = open_sources(config)
+    # Blocks of about three samples, windows of two blocks: 24 samples have some of each.
+    settings = OrderSettings(seed=3, lanes=8, block_bytes=2**13, window=2)
+    stream = Stream(sources.datasets, settings, global_batch=BATCH, **place)
+    return Informed(stream, config, sources.places)
+
+
+def digests(config, by_number, *, world=1, workers=0, start=0, num_steps=4, cache=None):
+    """Return for each step the numbers, keys and digests of the global batch's samples."""
+    steps = [{} for _ in range(num_steps)]
+    for rank in range(world):
+        maker = make_maker(config, rank=rank, world=world, start=start)
+        with ExitStack() as stack:
+            if cache:
+                maker.stream.cache = stack.enter_context(BlockCache(maker.stream.datasets, cache, 10**6))
+            deliveries = stack.enter_context(closing(deliver(maker, num_steps=num_steps, workers=workers)))
+            for step, delivery in enumerate(deliveries):
+                slots = maker.stream.slots(step)
+                keys = {slot.number: maker.stream.datasets[slot.dataset].read(slot.row).key for slot in slots}
+                found = by_number(slots, delivery.batch)
+                steps[step] |= {number: (keys[number], digest) for number, digest in found.items()}
+    return steps
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 0), (2, 1), (2, 2), (4, 1), (8, 1)])
+def test_ranks_and_workers_do_not_change_the_batches(tiny, by_number, world, workers):
+    whole = digests(tiny, by_number)
+    # Two and two thirds epochs of 24 samples in 4 batches of 16.
+    assert [sorted(step) for step in whole] == [list(range(k * BATCH, (k + 1) * BATCH)) for k in range(4)]
+    assert Counter(key for step in whole for key, _ in step.values()).most_common()[-1][1] == 2
+    assert digests(tiny, by_number, world=world, workers=workers) == whole
+
+
+def test_a_mixture_is_cut_like_one_dataset(tiny, by_number, tmp_path, write_dataset):
+    other = write_dataset(str(tmp_path / "other"), num_samples=7, seed=4)
+    config = replace(tiny, mix=(MixConfig(data=other),))
+    whole = digests(config, by_number)
+    assert {slot.dataset for slot in make_maker(config).stream.slots(0)} == {0, 1}
+    assert digests(config, by_number, world=2, workers=2) == whole
+
+
+def test_other_ranks_and_workers_go_on_in_mid_epoch(tiny, by_number):
+    whole = digests(tiny, by_number)
+    assert digests(tiny, by_number, world=4, workers=2, start=BATCH, num_steps=3) == whole[1:]
+
+
+def test_a_bucket_gives_the_same_batches(variant, by_number, object_store, tmp_path):
+    import s3fs
+
+    s3fs.S3FileSystem().put(variant().data, f"{object_store}/loader", recursive=True)
+    local = digests(variant(), by_number)
+    config = variant(data=f"{object_store}/loader")
+    for world, workers in ((1, 0), (2, 2)):
+        assert digests(config, by_number, world=world, workers=workers, cache=tmp_path) == local
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seed_decides(variant, by_number):
+    assert digests(variant(seed=1), by_number, num_steps=1) != digests(variant(), by_number, num_steps=1)
+
+
+def test_what_was_not_asked_for_counts_nothing(tiny):
+    with closing(deliver(make_maker(tiny), num_steps=2)) as deliveries:
+        for delivery in deliveries:
+            assert {name: delivery.counts[name] for name in COUNTS} == dict.fromkeys(COUNTS, 0)
+            assert not delivery.replaced
+
+
+def damage(url, number):
+    """Flip one byte in the middle of a shard's sample; return the shard."""
+    shard = sorted(Path(url, "shards").iterdir())[number]
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    return shard
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_stops_the_stream_by_name(variant, tmp_path, write_dataset, workers):
+    config = variant(data=write_dataset(str(tmp_path / "data")))
+    shard = damage(config.data, 0)
+    with pytest.raises(CorruptSampleError, match=rf"sample \d+ \(byte 0 of {shard}\) does not match its checksum$"):
+        list(deliver(make_maker(config), num_steps=2, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_replaced_by_the_same_one_anywhere(variant, tmp_path, write_dataset, by_number, workers):
+    config = variant(data=write_dataset(str(tmp_path / "data")))
+    shard = damage(config.data, 0)
+
+    def replaced(world, workers):
+        makers = [make_maker(config, rank=rank, world=world, on_bad="replace") for rank in range(world)]
+        return [
+            entry
+            for maker in makers
+            for each in deliver(maker, num_steps=3, workers=workers)
+            for entry in each.replaced
+        ]
+
+    entries = replaced(1, 0)
+    # 48 samples are two epochs.
+    assert len(entries) == 2
+    assert {entry.row for entry in entries} != {entry.replaced_by for entry in entries}
+    assert all(str(shard) in entry.name and "checksum" in entry.fault for entry in entries)
+    assert sorted(replaced(2, workers), key=lambda entry: entry.number) == entries
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_shard_is_the_users_to_mend(variant, tmp_path, write_dataset, workers):
+    config = variant(data=write_dataset(str(tmp_path / "data")))
+    shard = sorted(Path(config.data, "shards").iterdir())[1]
+    maker = make_maker(config)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"^{shard}: not there"):
+        list(deliver(maker, num_steps=2, workers=workers))
+
+
+def test_workers_share_the_tables(tiny, monkeypatch):
+    # Else only those of 131,072 samples or more.
+    monkeypatch.setattr("shards.handover.SHARED_BYTES", 0)
+    with closing(deliver(make_maker(tiny), num_steps=50, workers=1)) as deliveries:
+        next(deliveries)
+        (worker,) = multiprocessing.active_children()
+        mapped = Path(f"/proc/{worker.pid}/smaps").read_text().partition("memfd:pera-arrays")[2]
+        assert mapped
+        assert re.search(r"^Private_Dirty: +0 kB", mapped, re.MULTILINE)
+
+
+class Odd(BatchMaker):
+    def make(self, step):  # noqa: D102
+        if step == 1:
+            raise IndexError("a defect of ours")
+        return super().make(step)
+
+
+def test_a_defect_in_a_worker_keeps_its_traceback(tiny):
+    maker = make_maker(tiny)
+    odd = Odd(maker.stream, tiny, [(0, 1, 2)])
+    with pytest.raises(IndexError, match=r"Traceback[\s\S]*in make[\s\S]*a defect of ours"):
+        list(deliver(odd, num_steps=3, workers=1))
+
+
+def test_a_killed_worker_is_told(tiny):
+    deliveries = deliver(make_maker(tiny), num_steps=50, workers=2)
+    next(deliveries)
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(WorkerKilledError, match=r"one of 2 processes .* was killed.*lower loader\.workers"):
+        list(deliveries)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("pause", ["close", "error"])
+def test_no_worker_outlives_its_stream(tiny, pause):
+    maker = make_maker(tiny)
+    deliveries = deliver(maker, num_steps=50, workers=2)
+    assert len(list(islice(deliveries, 2))) == 2
+    assert len(multiprocessing.active_children()) == 2
+    if pause == "close":
+        deliveries.close()
+    else:
+        del deliveries
+        gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_other_processes_of_the_fork_server_can_be_ended(tiny):
+    # Whoever starts the server decides which signals its processes block.
+    forkserver._forkserver._stop()
+    with closing(deliver(make_maker(tiny), num_steps=2, workers=1)) as deliveries:
+        next(deliveries)
+    other = multiprocessing.get_context("forkserver").Process(target=signal.pause, daemon=True)
+    other.start()
+    other.terminate()
+    other.join(60)
+    exit_code = other.exitcode
+    other.kill()
+    assert exit_code == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_for_all_do_not_end_the_workers(tiny, number):
+    with closing(deliver(make_maker(tiny), num_steps=50, workers=1)) as deliveries:
+        next(deliveries)
+        (worker,) = multiprocessing.active_children()
+        server = forkserver._forkserver._forkserver_pid
+        for process in (worker.pid, server):
+            os.kill(process, number)
+        assert len(list(deliveries)) == 49
+        assert forkserver._forkserver._forkserver_pid == server
+
+
+STOPPED = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+from pretrain.batches.batch import BatchMaker
+from pretrain.batches.loader import deliver
+from pretrain.batches.sources import begin_stream, continued_stream, open_sources
+from pretrain.config import Config
+from shards.cli import parse_config
+config = parse_config("pretrain", "", Config, sys.argv[1:])
+sources = open_sources(config)
+with continued_stream(config, sources, begin_stream(config, sources)) as stream:
+    try:
+        print("begin", flush=True)
+        for _ in deliver(BatchMaker(stream, config, sources.places), num_steps=10**6, workers=2):
+            pass
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_workers_begin_is_quiet(data_url, tmp_path, wait_until_gone, number, code):
+    arguments = ["--data", data_url, "--run", str(tmp_path), "--model.image_px", "32", "--loader.batch", "4"]
+    for delay_s in (0.0, random.uniform(0, 3)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", STOPPED, *arguments],
+            cwd=Path(__file__).parents[3],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdout.readline() == b"begin\n"
+        time.sleep(delay_s)
+        os.killpg(process.pid, number)
+        errors = process.stderr.read().decode()
+        assert (process.wait(), errors) == (code, ""), delay_s
+        wait_until_gone(process.pid)

@@ -1,0 +1,140 @@
+"""Real ranks, started by torchrun, that talk over gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from pretrain.runs.checkpoint import list_checkpoints, read_checkpoint
+from pretrain.runs.metrics import read_bad_samples, read_rows
+from pretrain.training.loop import train
+from tests.pretrain.training.test_trainer import assert_same_training
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def start(config, world=2):
+    """Start ranks of a configuration; they are a process group of their own."""
+    file = Path(config.run).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world)]
+    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return subprocess.Popen(
+        [*torchrun, "-m", "pretrain", "--config", str(file)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def ranks_of(process):
+    """Return the process ids of torchrun's ranks by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if parent == process.pid:
+            found |= {int(entry[5:]): int(folder.name) for entry in environment if entry.startswith(b"RANK=")}
+    return found
+
+
+def wait_for_rows(process, config, number):
+    while len(read_rows(config.run)) < number:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def config(variant):
+    config = variant(model__drop_path=0.0, schedule__length="20 steps", loader__batch=16)
+    return replace(config, checkpoint=replace(config.checkpoint, every="20 steps"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"shard": True, "accumulate": 2}])
+def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_path, changes):
+    alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
+    outcome = train(alone)
+    result = finish(start(replace(both, loader=replace(config.loader, workers=1), **changes)))
+    assert result.returncode == 0, result.stderr
+    assert_same_training(alone.run, both.run, rel=1e-5)
+    weights = load_file(Path(outcome.export_url, "model.safetensors"))
+    ours = load_file(Path(both.run, "exports", "step_00000020", "model.safetensors"))
+    assert max(float((ours[name] - weights[name]).abs().max()) for name in weights) < 1e-4
+    # One rank tells, once.
+    assert result.stdout.count("export: ") == 1
+    left, right = (read_checkpoint(list_checkpoints(run)[20]) for run in (alone.run, both.run))
+    assert left.stream == right.stream
+    assert left.model.keys() == right.model.keys()
+    assert left.optimiser.keys() == right.optimiser.keys()
+
+
+def test_a_run_goes_on_with_other_ranks_and_lists_the_same_bad_samples(config, tmp_path, write_dataset):
+    data = write_dataset(str(tmp_path / "data"))
+    shard = sorted(Path(data, "shards").iterdir())[0]
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    config = replace(config, data=data, loader=replace(config.loader, on_bad="replace"))
+    alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
+    train(alone)
+    result = finish(start(replace(both, max_steps=7)))
+    assert result.returncode == 0, result.stderr
+    outcome = train(replace(both, max_steps=12))
+    assert outcome.first_step == 7
+    result = finish(start(both))
+    assert result.returncode == 0, result.stderr
+    assert_same_training(alone.run, both.run, rel=1e-4)
+    assert read_bad_samples(both.run) == read_bad_samples(alone.run) != []
+
+
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(config, wait_until_gone):
+    config = replace(config, schedule=replace(config.schedule, length="100000 steps"))
+    process = start(config)
+    wait_for_rows(process, config, 3)
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    wait_until_gone(process.pid)
+    steps = list(list_checkpoints(config.run))
+    assert len(steps) == 1
+    assert f"stopped by SIGTERM at step {steps[0]} of 100000" in result.stdout
+    assert train(replace(config, max_steps=steps[0] + 1)).first_step == steps[0]
+
+
+def test_a_rank_that_is_killed_ends_all(config, wait_until_gone):
+    config = replace(config, schedule=replace(config.schedule, length="100000 steps"))
+    process = start(config)
+    wait_for_rows(process, config, 2)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    result = finish(process)
+    wait_until_gone(process.pid)
+    assert result.returncode == 1
+    assert "pretrain: error: rank 0: another rank is gone" in result.stderr
+    assert "Traceback" not in result.stderr.partition("torch/distributed")[0]
+
+
+def test_what_one_rank_finds_wrong_all_leave_with_2(config, tmp_path):
+    result = finish(start(replace(config, data=str(tmp_path / "nothing"))))
+    lines = [line for line in result.stderr.splitlines() if line.startswith("pretrain: error: ")]
+    assert len(lines) == 1
+    assert str(tmp_path / "nothing") in lines[0]
+    assert "exitcode  : 2" in result.stderr
+    assert not Path(config.run).exists()

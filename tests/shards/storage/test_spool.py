@@ -1,0 +1,104 @@
+"""Large files by way of a disk: whole or not at all, nothing left behind, and what killed writers left goes."""
+
+import tempfile
+
+import numpy as np
+import pytest
+
+from shards import storage
+from shards.storage import reading, writing
+
+DATA = np.random.default_rng(2).bytes(11 * 2**20)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request, tmp_path):
+    if request.param == "disk":
+        return str(tmp_path / "root")
+    return storage.join(request.getfixturevalue("object_store"), "spool", tmp_path.name)
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    """An empty folder for scratch, and parts small enough that the data have several."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(writing, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(reading, "FETCH_BYTES", 4 * 2**20)
+    return folder
+
+
+def put(folder, name, data):
+    with storage.spooled(folder) as path:
+        path.write_bytes(data)
+        url = storage.join(folder, name)
+        storage.put_file(path, url)
+    return url
+
+
+def test_what_is_spooled_appears_under_its_name_and_comes_back(root, scratch):
+    url = put(root, "a/b.bin", DATA)
+    with storage.local_copy(url) as path:
+        assert path.read_bytes() == DATA
+    assert [info.path for info in storage.list_files(root, hidden=True)] == ["a/b.bin"]
+    assert list(scratch.iterdir()) == []
+
+
+def test_what_fails_leaves_nothing(root, scratch):
+    url = put(root, "kept.bin", b"kept")
+    with pytest.raises(TypeError), storage.spooled(root) as path, path.open("wb") as file:
+        file.writelines([DATA, "no bytes"])
+    with pytest.raises(ConnectionError), storage.local_copy(url):
+        raise ConnectionError("the node is gone")
+    assert [info.path for info in storage.list_files(root, hidden=True)] == ["kept.bin"]
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_missing_file_has_no_copy(root):
+    with pytest.raises(FileNotFoundError), storage.local_copy(storage.join(root, "x")) as path:
+        path.read_bytes()
+
+
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
+    folder = tmp_path / "folder"
+    url = put(str(folder), "kept.bin", b"kept")
+    for name in [".spool.abc123.tmp", ".kept.bin.q_e9.tmp", ".hidden", "x.tmp"]:
+        (folder / name).write_bytes(b"x")
+    storage.remove_unfinished(str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == [".hidden", "kept.bin", "x.tmp"]
+    assert storage.read_bytes(url) == b"kept"
+    storage.remove_unfinished(str(tmp_path / "no such folder"))
+
+
+def begin_upload(url):
+    fs, path = storage.filesystem(url)
+    bucket, _, key = path.partition("/")
+    upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+    fs.call_s3("upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=DATA[: 5 * 2**20])
+    return upload
+
+
+def uploads(url):
+    fs, path = storage.filesystem(url)
+    bucket = path.partition("/")[0]
+    return {each["UploadId"] for each in fs.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads") or []}
+
+
+def test_uploads_of_killed_writers_are_ended_in_this_folder_alone(object_store, tmp_path):
+    root = storage.join(object_store, "spool", tmp_path.name)
+    ours, others = begin_upload(storage.join(root, "run/x")), begin_upload(storage.join(root, "run2/x"))
+    url = put(storage.join(root, "run"), "kept.bin", DATA)
+    assert {ours, others} <= uploads(root)
+    storage.remove_unfinished(storage.join(root, "run"))
+    assert others in uploads(root)
+    assert ours not in uploads(root)
+    assert storage.read_bytes(url) == DATA
+
+
+def test_a_store_that_does_not_list_uploads_is_left_alone(faulty_store):
+    url = put(faulty_store.url, "kept.bin", DATA)
+    refused = faulty_store.proxy.add("answer", method="GET", path="uploads", status=403)
+    storage.remove_unfinished(faulty_store.url)
+    assert refused.num_hit == 1
+    assert storage.read_bytes(url) == DATA
