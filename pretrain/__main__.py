@@ -34,8 +34,7 @@ def main(argv: list[str]) -> int:
     # one other process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if argv and argv[0] in _COMMANDS:
-        code: int = importlib.import_module(_COMMANDS[argv[0]]).main(argv[1:])
-        return code
+        return look(*argv)
     try:
         config = cli.parse_config("pretrain", _DESCRIPTION, Config, argv)
     except UserError:
@@ -44,6 +43,17 @@ def main(argv: list[str]) -> int:
             return 2
         raise
     return pretrain(config)
+
+
+def look(command: str, *argv: str) -> int:
+    """Run one of the commands that look at runs and data."""
+    from shards.storage.retry import StorageError
+
+    try:
+        code: int = importlib.import_module(_COMMANDS[command]).main(list(argv))
+    except StorageError as error:
+        return failed(str(error))
+    return code
 
 
 def pretrain(config: Config) -> int:
