@@ -42,7 +42,11 @@ def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
 
 def remove_left_scratch(kind: str, parent: Path | None = None) -> None:
     """Remove the folders of this kind of processes that were killed on this machine."""
-    for folder in Path(parent or tempfile.gettempdir()).glob(f"pera-{kind}-*"):
+    parent = parent or Path(tempfile.gettempdir())
+    # Names alone: a temporary folder may hold thousands, and each group of an ingest looks.
+    with os.scandir(parent) as entries:
+        folders = [Path(entry.path) for entry in entries if entry.name.startswith(f"pera-{kind}-")]
+    for folder in folders:
         # Gone meanwhile, another user's, a file or a link: not ours.
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
