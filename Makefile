@@ -60,7 +60,7 @@ check: $(VENV)/.ready-dev ## Lint, format and types
 	@$(BIN)/mypy
 
 bench: $(VENV)/.ready-bench ## All benchmarks; each prints ratios against its yardstick
-	@for name in $(filter-out stream_%,$(notdir $(basename $(wildcard tests/bench/*.py)))); do echo "== $$name =="; $(BIN)/python -m tests.bench.$$name || exit 1; done
+	@for name in $(filter-out stream_% train_%,$(notdir $(basename $(wildcard tests/bench/*.py)))); do echo "== $$name =="; $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 clean: ## Remove what the demo, tests and checks made (.venv stays)
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build *.egg-info

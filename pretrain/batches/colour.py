@@ -151,8 +151,12 @@ class Colour:
     def _load(self, patches_MD: Tensor, x_NSPQ: Tensor) -> None:
         n, _, p, q = x_NSPQ.shape
         planes_NCPQ, order = patches_MD.view(n, p, -1, q).transpose(1, 2), self._order()
-        in_order = order == sorted(order)
-        x_NSPQ[:, : len(order)].copy_(planes_NCPQ if in_order else planes_NCPQ[:, order])
+        if order == sorted(order):
+            x_NSPQ[:, : len(order)].copy_(planes_NCPQ)
+            return
+        for place, band in enumerate(order):
+            # Not by a list of indices: an accelerator would be waited for.
+            x_NSPQ[:, place].copy_(planes_NCPQ[:, band])
 
     def _perturb(self, x_NSPQ: Tensor, factor_NK: Tensor, steps: Sequence[_Step]) -> None:
         """Do the steps in place; factors on the images' device."""
@@ -189,7 +193,8 @@ class Colour:
             if order == sorted(order):
                 torch.add(x_NCPQ[:, :, start:stop], shift_C11, out=planes_NCPQ)
             else:
-                planes_NCPQ[:, order] = x_NCPQ[:, :, start:stop] + shift_C11
+                for place, band in enumerate(order):
+                    torch.add(x_NCPQ[:, place, start:stop], shift_C11[place], out=planes_NCPQ[:, band])
             if not in_a_row:
                 result_NPD.index_copy_(0, torch.from_numpy(images), target)
             start = stop

@@ -2,7 +2,7 @@
 
 One keyed permutation of the L patches is cut into three parts, so that the sets are disjoint, cover all
 patches and have the same sizes for every image: batches keep fixed shapes. Cost: 20 µs per sample and size of views,
-and 10 ns per patch.
+and 30 ns per patch.
 
 Shape legend: V views, B samples, N = V · B in view-major order, L patches, P patches of a set.
 """

@@ -7,8 +7,9 @@ each token carries its position.
 Shape legend: N images, C channels, L patches, P gathered patches, D = C · patch² values, W width, T tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,11 @@ class Block(vision_transformer.Block):
     """timm's pre-norm block, each of whose two branches may be computed for some of the images only."""
 
     def forward(  # type: ignore[override]  # timm's takes masks of attention, which we have no use for
-        self, x_NTW: Tensor, attn_N: Tensor | None = None, mlp_N: Tensor | None = None
+        self,
+        x_NTW: Tensor,
+        attn_N: Tensor | None = None,
+        mlp_N: Tensor | None = None,
+        num_asked: int | None = None,
     ) -> Tensor:
         """Apply to tokens [N, T, W].
 
@@ -53,18 +58,40 @@ class Block(vision_transformer.Block):
             x_NTW: tokens.
             attn_N: int64, images that attention is computed for; None: all.
             mlp_N: likewise for the MLP.
+            num_asked: tokens, from the first, that come out: the others are only looked at; None: all.
         """
-        x_NTW = _add_branch(x_NTW, self.norm1, self.attn, attn_N)
+        if num_asked is None:
+            x_NTW = _add_branch(x_NTW, self.norm1, self.attn, attn_N)
+        else:
+            x_NTW = _add_branch(x_NTW, self.norm1, partial(_attend, self.attn, num_asked), attn_N, num_asked)
         return _add_branch(x_NTW, self.norm2, self.mlp, mlp_N)
 
 
-def _add_branch(x_NTW: Tensor, norm: nn.Module, branch: nn.Module, kept: Tensor | None) -> Tensor:
+def _attend(attention: Any, num_asked: int, x_NTW: Tensor) -> Tensor:
+    """Return what timm's attention gives for the first tokens: [N, num_asked, W]."""
+    width, heads = x_NTW.shape[-1], attention.num_heads
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = functional.linear(x_NTW[:, :num_asked], weight[:width], bias[:width])
+    key, value = functional.linear(x_NTW, weight[width:], bias[width:]).chunk(2, -1)
+    query, key, value = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
+    seen = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    projected: Tensor = attention.proj(seen)
+    return projected
+
+
+def _add_branch(
+    x_NTW: Tensor,
+    norm: nn.Module,
+    branch: Callable[[Tensor], Tensor],
+    kept: Tensor | None,
+    num_asked: int | None = None,
+) -> Tensor:
+    """Add a residual branch to the first tokens; the others are left out."""
     if kept is None:
-        residual: Tensor = branch(norm(x_NTW))
-        return x_NTW + residual
+        return x_NTW[:, :num_asked] + branch(norm(x_NTW))
     residual = branch(norm(x_NTW.index_select(0, kept)))
     # The kept images stand for all: scaled up, the expectation of the residual is unchanged.
-    return x_NTW.index_add(0, kept, residual.to(x_NTW.dtype), alpha=len(x_NTW) / len(kept))
+    return x_NTW[:, :num_asked].index_add(0, kept, residual.to(x_NTW.dtype), alpha=len(x_NTW) / len(kept))
 
 
 def build_vit(config: ModelConfig, num_bands: int) -> vision_transformer.VisionTransformer:
@@ -151,21 +178,31 @@ class SparseBackbone(nn.Module):
         assert resized.shape[-2:] == (grid, grid)
         return resized[0].flatten(1).T
 
-    def run_blocks(self, x_NTW: Tensor, blocks: Iterable[int], drop_path: DropPath | None = None) -> Tensor:
-        """Apply some blocks to tokens [N, T, W]; with stochastic depth, each branch to its own subset of the images."""
+    def run_blocks(
+        self, x_NTW: Tensor, blocks: Iterable[int], drop_path: DropPath | None = None, num_asked: int | None = None
+    ) -> Tensor:
+        """Apply some blocks to tokens [N, T, W]; with stochastic depth, each branch to its own subset of the images.
+
+        Args:
+            x_NTW: tokens.
+            blocks: their numbers.
+            drop_path: stochastic depth; None computes all.
+            num_asked: tokens, from the first, that are asked of the model's last block and come out of it; None: all.
+        """
         for index in blocks:
             kept = self._draw(drop_path, x_NTW)
+            arguments = (*kept, num_asked if index == self.depth - 1 else None)
             if self.recompute and torch.is_grad_enabled():
                 # Nothing in a block is random, so there is no random state to keep.
-                x_NTW = checkpoint(self.blocks[index], x_NTW, *kept, use_reentrant=False, preserve_rng_state=False)
+                x_NTW = checkpoint(self.blocks[index], x_NTW, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_NTW = self.blocks[index](x_NTW, *kept)
+                x_NTW = self.blocks[index](x_NTW, *arguments)
         return x_NTW
 
     @staticmethod
-    def _draw(drop_path: DropPath | None, x_NTW: Tensor) -> list[Tensor]:
+    def _draw(drop_path: DropPath | None, x_NTW: Tensor) -> list[Tensor | None]:
         if drop_path is None or drop_path.rate == 0:
-            return []
+            return [None, None]
         return [drop_path.subset(len(x_NTW)).to(x_NTW.device, non_blocking=True) for _ in range(2)]
 
     @property

@@ -4,7 +4,8 @@ A multiply-add is two operations. Counted are the products of the maths: embeddi
 products of a block (24 T W² for T tokens of width W) and attention itself (4 T² W), both heads with their last layers;
 the student's three times, because its backward pass makes two products for each of the forward pass (one for the
 embedding, whose input learns nothing), the teacher's once. A branch under stochastic depth is counted for the images
-that it is computed for, not for all.
+that it is computed for, not for all; the last block for the tokens that are asked for, not for those that are only
+looked at.
 
 Not counted, as all of it together is below a hundredth of the operations, though not of the time: norms, GELU, softmax,
 losses, colours, clipping, AdamW, the teacher's average, and the centre, which is one product with a vector. Nor what
@@ -67,9 +68,9 @@ def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
     global_sets, local_sets = _sets(config, model.image_px), _sets(config, views.local_px)
     num_global, num_local = views.num_global * batch, views.num_local * batch
     global_blocks = _joined_blocks(model, num_global, global_sets)
-    blocks = global_blocks + _blocks(model, num_local, 1 + local_sets.student, model.depth, model.drop_path)
-    teacher_blocks = _blocks(model, num_global, 1 + global_sets.teacher, model.depth)
-    teacher_blocks += _blocks(model, num_local, 1 + local_sets.teacher, model.depth)
+    blocks = global_blocks + _cls_blocks(model, num_local, 1 + local_sets.student, model.drop_path)
+    teacher_blocks = _cls_blocks(model, num_global, 1 + global_sets.teacher)
+    teacher_blocks += _cls_blocks(model, num_local, 1 + local_sets.teacher)
     global_embedding = _embedding(model, values, num_global * global_sets.student)
     embedding = global_embedding + _embedding(model, values, num_local * local_sets.student)
     seen_by_teacher = num_global * global_sets.teacher + num_local * local_sets.teacher
@@ -96,18 +97,26 @@ def _embedding(model: ModelConfig, values: int, num_patches: int) -> int:
 
 def _joined_blocks(model: ModelConfig, num_images: int, sets: SetSizes) -> int:
     """Count the blocks of the global views, forward: the mask tokens join at half depth."""
-    half = model.depth // 2
-    without = _blocks(model, num_images, 1 + sets.student, half, model.drop_path)
-    joined = 1 + sets.student + sets.learnable
-    return without + _blocks(model, num_images, joined, model.depth - half, model.drop_path)
+    half, rate = model.depth // 2, model.drop_path
+    without = half * _block(model, num_images, 1 + sets.student, rate)
+    joined, asked = 1 + sets.student + sets.learnable, 1 + sets.learnable
+    with_them = (model.depth - half - 1) * _block(model, num_images, joined, rate)
+    return without + with_them + _block(model, num_images, joined, rate, asked)
 
 
-def _blocks(model: ModelConfig, num_images: int, tokens: int, depth: int, drop_path: float = 0.0) -> int:
-    """Count some blocks on images of so many tokens, forward."""
-    kept = num_kept(num_images, drop_path) if num_images else 0
-    attention = 8 * tokens * model.width**2 + 4 * tokens**2 * model.width
-    mlp = 16 * tokens * model.width**2
-    return depth * kept * (attention + mlp)
+def _cls_blocks(model: ModelConfig, num_images: int, tokens: int, drop_path: float = 0.0) -> int:
+    """Count all blocks where the cls token alone is asked for, forward."""
+    others = (model.depth - 1) * _block(model, num_images, tokens, drop_path)
+    return others + _block(model, num_images, tokens, drop_path, asked=1)
+
+
+def _block(model: ModelConfig, num_images: int, tokens: int, drop_path: float = 0.0, asked: int | None = None) -> int:
+    """Count a block on images of so many tokens, of which so many are asked for, forward."""
+    kept, width = num_kept(num_images, drop_path) if num_images else 0, model.width
+    asked = tokens if asked is None else asked
+    projections = 4 * width**2 * (tokens + asked)
+    attention, mlp = 4 * tokens * asked * width, 16 * asked * width**2
+    return kept * (projections + attention + mlp)
 
 
 def _head(config: Config, out_features: int) -> int:

@@ -113,7 +113,8 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_NZ, gradient_KZ = ctx.saved_tensors
         scale = gradients[0]
-        return (gradient_NZ * scale).to(ctx.dtype), (gradient_KZ * scale).to(ctx.dtype), *[None] * 5
+        # In place: what is kept for the prototypes is large, and a graph is gone through once.
+        return gradient_NZ.mul_(scale).to(ctx.dtype), gradient_KZ.mul_(scale).to(ctx.dtype), *[None] * 5
 
 
 def _chunks(num_rows: int, num_prototypes: int, device: torch.device) -> list[slice]:

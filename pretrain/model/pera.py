@@ -70,8 +70,9 @@ class Branch(nn.Module):
         """
         backbone = self.backbone
         x_NTW = backbone.embed(patches_NPD, indices_NP, backbone.positions(grid))
-        x_NTW = backbone.run_blocks(x_NTW, range(backbone.depth), drop_path)
-        features_NW: Tensor = backbone.norm(x_NTW[:, 0])
+        # Nobody asks for the patches' own features: the last block computes the cls token alone.
+        x_N1W = backbone.run_blocks(x_NTW, range(backbone.depth), drop_path, num_asked=1)
+        features_NW: Tensor = backbone.norm(x_N1W[:, 0])
         return features_NW
 
 
@@ -112,13 +113,14 @@ class PerA(nn.Module):
             teacher_temperature: sharpens the teacher's assignments.
             drop_path: stochastic depth of the student; None computes all.
         """
-        student = self._run_student(global_views, local_views, drop_path)
-        student_KZ = self.student.cls_head.last_layer.weight()
         with torch.no_grad():
+            # Before the student: what the teacher needs for a while is not on top of what the student keeps.
             teacher_NZ = self._run_teacher(global_views, local_views)
             teacher_KZ = self.teacher.cls_head.last_layer.weight()
             # Scores are linear in the features, so their mean needs no scores.
             teacher_mean_K = teacher_KZ @ teacher_NZ.to(teacher_KZ.dtype).mean(0)
+        student = self._run_student(global_views, local_views, drop_path)
+        student_KZ = self.student.cls_head.last_layer.weight()
         cross_entropy = prototype_cross_entropy(
             student.cls_NZ,
             student_KZ,
@@ -142,8 +144,10 @@ class PerA(nn.Module):
     @torch.no_grad()
     def spread(self, global_views: ViewPatches, drop_path: DropPath | None = None) -> Tensor:
         """Return what `forward` would return as `spread_VBX`, without the rest and without a gradient."""
-        student = self._run_student(global_views, None, drop_path)
-        return self._spread(student, self.student.cls_head.last_layer.weight())
+        features_NW = self.student.backbone.norm(self._run_joined(global_views, drop_path)[:, -1])
+        if self.config.loss.koleo_on_head:
+            return self._by_view(self.student.cls_head(features_NW))
+        return self._by_view(features_NW)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, teacher_mean_K: Tensor) -> None:
@@ -156,11 +160,13 @@ class PerA(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _spread(self, student: StudentOutput, student_KZ: Tensor) -> Tensor:
-        num_global = self.config.views.num_global
-        spread_NX = student.cls_features_NW
+        features_NW = student.cls_features_NW
         if self.config.loss.koleo_on_head:
-            spread_NX = student.cls_NZ[: len(spread_NX)] @ student_KZ.T
-        return spread_NX.reshape(num_global, -1, spread_NX.shape[-1])
+            return self._by_view(student.cls_NZ[: len(features_NW)] @ student_KZ.T)
+        return self._by_view(features_NW)
+
+    def _by_view(self, x_NX: Tensor) -> Tensor:
+        return x_NX.reshape(self.config.views.num_global, -1, x_NX.shape[-1])
 
     def _parts(self, cross_entropy: CrossEntropy, pixel: Tensor) -> dict[str, Tensor]:
         views, rows_N = self.config.views, cross_entropy.rows_N
@@ -174,9 +180,8 @@ class PerA(nn.Module):
             "teacher_entropy": cross_entropy.entropy,
         }
 
-    def _run_student(
-        self, global_views: ViewPatches, local_views: ViewPatches | None, drop_path: DropPath | None
-    ) -> StudentOutput:
+    def _run_joined(self, global_views: ViewPatches, drop_path: DropPath | None) -> Tensor:
+        """Return the tokens [learnable, cls] after all blocks, before the norm."""
         backbone = self.student.backbone
         seen, joining = global_views.student_indices_NP, global_views.learnable_indices_NP
         positions_LW = backbone.positions(backbone.grid)
@@ -184,16 +189,22 @@ class PerA(nn.Module):
         half = backbone.depth // 2
         x_NTW = backbone.run_blocks(x_NTW, range(half), drop_path)
         mask_tokens_NPW = self.mask_token + pick_positions(positions_LW, joining)
-        x_NTW = torch.cat([x_NTW, mask_tokens_NPW.to(x_NTW.dtype)], dim=1)
-        x_NTW = backbone.norm(backbone.run_blocks(x_NTW, range(half, backbone.depth), drop_path))
-        cls = [x_NTW[:, 0]]
+        # In front, so that what the last block is asked for comes first; attention does not care.
+        x_NTW = torch.cat([mask_tokens_NPW.to(x_NTW.dtype), x_NTW], dim=1)
+        return backbone.run_blocks(x_NTW, range(half, backbone.depth), drop_path, num_asked=joining.shape[1] + 1)
+
+    def _run_student(
+        self, global_views: ViewPatches, local_views: ViewPatches | None, drop_path: DropPath | None
+    ) -> StudentOutput:
+        x_NTW = self.student.backbone.norm(self._run_joined(global_views, drop_path))
+        cls = [x_NTW[:, -1]]
         if local_views is not None:
             local_indices_NP = local_views.student_indices_NP
             cls.append(self.student.encode(local_views.student_NPD, local_indices_NP, self._local_grid, drop_path))
         return StudentOutput(
-            cls_features_NW=x_NTW[:, 0],
+            cls_features_NW=x_NTW[:, -1],
             cls_NZ=self.student.cls_head.bottleneck(torch.cat(cls)),
-            predictions_NPD=self.pixel_head(x_NTW[:, 1 + seen.shape[1] :]),
+            predictions_NPD=self.pixel_head(x_NTW[:, :-1]),
         )
 
     def _run_teacher(self, global_views: ViewPatches, local_views: ViewPatches | None) -> Tensor:

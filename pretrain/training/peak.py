@@ -7,29 +7,28 @@ import time
 
 import torch
 
-_TIME_S = 0.25
-_SIDE = {"cpu": 2048}
-_SIDE_ELSEWHERE = 8192
-_SMALL_SIDE = 512
-_MIN_PRODUCTS = 2
+_TIME_S = 0.2
+_LARGEST_SIDE = {"cpu": 2048}
+_LARGEST_SIDE_ELSEWHERE = 8192
+_FIRST_SIDE = 128
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a product of large square matrices, the best of those made in a quarter of a second.
+    """Return the FLOP/s of a product of large square matrices, the best of those made in a fifth of a second.
 
     Args:
         device: where the matrices are; on a CPU with the threads that torch has now.
         dtype: of the matrices, what a step multiplies in.
     """
-    side = _SIDE.get(device.type, _SIDE_ELSEWHERE)
-    # The first product starts threads or loads kernels; a machine to which a large one is much gets a smaller one.
-    product_seconds(device, dtype, _SMALL_SIDE)
-    if product_seconds(device, dtype, _SMALL_SIDE) * (side / _SMALL_SIDE) ** 3 > _TIME_S / _MIN_PRODUCTS:
-        side //= 2
-    best_s, end_s, num_products = float("inf"), time.perf_counter() + _TIME_S, 0
-    while num_products < _MIN_PRODUCTS or time.perf_counter() < end_s:
+    # The first product starts threads or loads kernels. Then larger ones, as long as the next takes a part of the time:
+    # a CPU that cannot multiply in a type makes them a hundred times slower.
+    side, largest = _FIRST_SIDE, _LARGEST_SIDE.get(device.type, _LARGEST_SIDE_ELSEWHERE)
+    product_seconds(device, dtype, side)
+    while side < largest and 8 * product_seconds(device, dtype, side) < _TIME_S:
+        side *= 2
+    best_s, end_s = product_seconds(device, dtype, side), time.perf_counter() + _TIME_S
+    while time.perf_counter() < end_s:
         best_s = min(best_s, product_seconds(device, dtype, side))
-        num_products += 1
     return 2 * side**3 / best_s
 
 

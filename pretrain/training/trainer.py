@@ -20,6 +20,7 @@ from pretrain.model.initial import load_initial
 from pretrain.model.losses import diversity, koleo_and_gradient
 from pretrain.model.pera import PerA, PeraOutput
 from pretrain.runs.checkpoint import Checkpoint
+from pretrain.training.allocation import keep_freed_memory
 from pretrain.training.network import Network, make_network
 from pretrain.training.optim import make_optimiser, set_rates
 from pretrain.training.plan import Plan, Rates, make_plan
@@ -248,6 +249,7 @@ def choose_device(config: Config) -> torch.device:
     number, available = local_rank(), torch.cuda.device_count() if config.device != "cpu" else 0
     if config.device == "cpu" or (config.device == "auto" and not available):
         torch.set_num_threads(trainer_threads(available_cores(), local_world()))
+        keep_freed_memory()
         return torch.device("cpu")
     if number >= available:
         raise UserError(

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.batches.masks import set_sizes
-from pretrain.config import Config, HeadConfig, MasksConfig, ModelConfig, ViewsConfig
+from pretrain.config import Config, HeadConfig, LossConfig, MasksConfig, ModelConfig, ViewsConfig
 from pretrain.model.backbone import DropPath
 from pretrain.model.flops import step_flops
 from pretrain.model.inputs import ViewPatches
@@ -51,6 +51,7 @@ def added_product(_, left, right, **__):
 def counted(config, batch, num_bands, backward):
     """What torch counts of a step."""
     model = PerA(config, num_bands)
+    model.student.backbone.recompute = config.activation_checkpointing
     arguments = (
         make_views(config, batch, config.views.num_global, config.model.image_px, num_bands),
         make_views(config, batch, config.views.num_local, config.views.local_px, num_bands)
@@ -88,6 +89,25 @@ def test_forward_is_a_third_of_what_learns():
     assert forward == rest // 3 + flops.teacher + flops.cls_heads // 4 + embedding + 2 * prototypes
 
 
+def test_checkpointing_repeats_the_blocks():
+    config = replace(SMALL, activation_checkpointing=True)
+    flops = step_flops(config, 3, batch=4)
+    assert flops.total == step_flops(SMALL, 3, batch=4).total
+    assert flops.total + flops.repeated == counted(config, 4, 3, backward=True)
+
+
+def test_accumulation_repeats_the_forward_pass_of_the_global_views():
+    flops, part = step_flops(replace(SMALL, accumulate=3), 3, batch=12), step_flops(SMALL, 3, batch=4)
+    assert flops.total == 3 * part.total
+    views = make_views(SMALL, 4, SMALL.views.num_global, SMALL.model.image_px, 3)
+    drop_path = DropPath(rate=SMALL.model.drop_path, generator=torch.Generator())
+    model = PerA(SMALL, 3)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.spread(views, drop_path)
+    assert flops.repeated == 3 * counter.get_total_flops()
+    assert step_flops(replace(SMALL, accumulate=3, loss=LossConfig(koleo=0.0)), 3, batch=12).repeated == 0
+
+
 def test_cost_grows_as_batch_and_depth():
     one = step_flops(SMALL, 3, batch=10)
     assert step_flops(SMALL, 3, batch=70).total == 7 * one.total
@@ -98,7 +118,7 @@ def test_cost_grows_as_batch_and_depth():
 
 
 def test_paper_model_costs_what_the_paper_model_costs():
-    """ViT-B at 448²: about 253 G multiply-adds of an image without stochastic depth, of which the teacher has 41 %."""
+    """ViT-B at 448²: 253 G multiply-adds of an image, the teacher 41 %; less what nobody asks of the last block."""
     config = Config(
         data="",
         run="",
@@ -107,5 +127,5 @@ def test_paper_model_costs_what_the_paper_model_costs():
         views=ViewsConfig(num_global=2, num_local=8, local_px=96),
     )
     flops = step_flops(config, 3, batch=1)
-    assert flops.total / 2e9 == pytest.approx(253, rel=0.03)
+    assert 0.94 < flops.total / 2e9 / 253 < 1
     assert flops.teacher / flops.total == pytest.approx(0.41, abs=0.01)

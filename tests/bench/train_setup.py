@@ -1,0 +1,74 @@
+"""What the parts of tests/bench/train.py share: configurations, batches of noise, and a trainer without a dataset."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pretrain.batches.batch import Batch, make_batch
+from pretrain.batches.colour import Colour
+from pretrain.batches.views import group_bands
+from pretrain.config import Config, HeadConfig, LoaderConfig, ModelConfig, ScheduleConfig, ViewsConfig
+from pretrain.model.pera import PerA
+from pretrain.training.network import make_network
+from pretrain.training.optim import make_optimiser
+from pretrain.training.plan import make_plan
+from pretrain.training.ranks import Ranks
+from pretrain.training.trainer import Trainer, choose_device
+
+NUM_BANDS, _TILE_PX = 3, 512
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def vit_s(image_px: int, prototypes: int, batch: int) -> Config:
+    """Return ViT-S/16 with the paper's views, stochastic depth and width of heads."""
+    return Config(
+        data="",
+        run="",
+        device="cpu",
+        model=ModelConfig(image_px=image_px, patch_px=16, width=384, depth=12, heads=6, drop_path=0.3),
+        head=HeadConfig(hidden=2048, bottleneck=384, prototypes=prototypes),
+        views=ViewsConfig(num_global=2, num_local=8, local_px=96, local_scale=(0.05, 0.4)),
+        schedule=ScheduleConfig(length="1000 steps"),
+        loader=LoaderConfig(batch=batch),
+    )
+
+
+SMALL = vit_s(image_px=224, prototypes=4096, batch=16)
+LARGE = vit_s(image_px=448, prototypes=65_536, batch=8)
+CONFIGS = {"2 × 224², K 4,096": SMALL, "2 × 448², K 65,536": LARGE}
+
+
+def with_depth(config: Config, depth: int) -> Config:
+    """Return a configuration with so many blocks."""
+    return replace(config, model=replace(config.model, depth=depth))
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """Return a configuration with so many images a step."""
+    return replace(config, loader=replace(config.loader, batch=batch))
+
+
+def noise_batch(config: Config) -> Batch:
+    """Make a step's batch, as the loader does, from images of noise."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (config.loader.batch, _TILE_PX, _TILE_PX, NUM_BANDS), np.uint8)
+    visits = [(0, 0, f"image {number}") for number in range(len(images))]
+    return make_batch(config, [group_bands(image) for image in images], visits, NUM_BANDS)
+
+
+def make_trainer(config: Config) -> Trainer:
+    """Make a trainer whose dataset does not matter."""
+    # Sets the number of threads, too.
+    device = choose_device(config)
+    torch.manual_seed(0)
+    model = PerA(config, NUM_BANDS)
+    return Trainer(
+        config=config,
+        plan=make_plan(config, num_samples=1_000_000),
+        device=device,
+        colour=Colour(value_range=255.0, mean=_MEAN, std=_STD, rgb=(0, 1, 2)),
+        ranks=Ranks(),
+        network=make_network(model, config, Ranks()),
+        optimiser=make_optimiser(model.trainable(), config.optimiser),
+    )
