@@ -5,11 +5,11 @@ then one positioned read of a local file, or one ranged request to a store, and 
 """
 
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from io import FileIO
+from typing import NamedTuple
 
 import google_crc32c
 import pyarrow as pa
@@ -25,18 +25,35 @@ from shards.tables import iter_table, read_version
 _MAX_OPEN_FILES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One sample as it lies in its shard."""
+class Sample(NamedTuple):
+    """One sample as it lies in its shard: its image, and the tar bytes that hold what else it has."""
 
     key: str
     ext: str
     """Extension of the image member: jpg, png, webp, npy."""
     image: bytes
-    metadata: bytes
-    """JSON, or empty where the sample has none."""
-    members: Mapping[str, bytes]
-    """All of them by extension, the image and the JSON among them."""
+    pieces: Sequence[bytes]
+    """Tar bytes of the sample, of each series."""
+    series: Sequence[str]
+    """Their names; a member's extension begins with a name that is not empty: "nir.npy"."""
+
+    @property
+    def members(self) -> dict[str, bytes]:
+        """All members by extension, the image and the JSON among them.
+
+        Raises:
+            ValueError: the bytes are no tar members.
+        """
+        return {
+            _in_series(tar.key_and_extension(name)[1], series): data[offset : offset + size]
+            for series, data in zip(self.series, self.pieces, strict=True)
+            for name, offset, size in tar.members(data)
+        }
+
+    @property
+    def metadata(self) -> bytes:
+        """JSON, or empty where the sample has none; errors as `members`."""
+        return self.members.get(_in_series("json", self.series[0]), b"")
 
 
 class CorruptSampleError(RuntimeError):
@@ -66,6 +83,8 @@ class Dataset:
         self.bands: tuple[Band, ...] = version.bands
         self.dtype = version.dtype
         self.tile_px = version.tile_px
+        self.num_samples = version.num_samples
+        """Count of samples, N."""
         self.layout = layout_digest(version)
         shards = pa.concat_tables(iter_table(url, version, "shards", ["shard", "url", "size", "etag"])).to_pydict()
         urls = [storage.join(url, place) for place in shards["url"]]
@@ -73,6 +92,7 @@ class Dataset:
             Shard(url=place, size=size, etag=etag, local=storage.is_local(place))
             for place, size, etag in zip(urls, shards["size"], shards["etag"], strict=True)
         ]
+        self._series = version.series or ("",)
         self._image_members: set[str] = set()
         samples = self._iter_samples()
         try:
@@ -82,11 +102,6 @@ class Dataset:
             raise UserError(f"{url} version {version.version} is damaged: {error}") from error
         self._files = _LocalFiles()
         self._first_etags = _FirstEtags()
-
-    @property
-    def num_samples(self) -> int:
-        """Count of samples, N."""
-        return len(self.rows)
 
     def _iter_samples(self) -> Iterator[pa.Table]:
         columns = ["shard", "offset", "size", "crc32c", "member"]
@@ -177,13 +192,13 @@ class Dataset:
                 raise UserError(f"{shard.url} changed: its ETag is {found.etag}, not {known} as when {when}")
 
     def parse(self, row: int, pieces: Sequence[bytes]) -> Sample:
-        """Split the tar bytes of a row's sample, one piece for each series, into its members.
+        """Find the image in the tar bytes of a row's sample, one piece for each series.
 
         Raises:
-            CorruptSampleError: the bytes are no tar members, or do not have exactly one image.
+            CorruptSampleError: the bytes are no tar members, or have no image.
         """
         try:
-            return parse_sample(pieces, self.version.series or ("",), self._image_members)
+            return parse_sample(pieces, self._series, self._image_members)
         except ValueError as error:
             raise CorruptSampleError(f"{self.name(row)}: {error}") from error
 
@@ -221,32 +236,29 @@ def _part(parts: pa.ChunkedArray, number: int) -> pa.Table:
     return pa.table({name: pc.struct_field(element, name) for name in ("shard", "offset", "size", "crc32c")})
 
 
-def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: Collection[str]) -> Sample:
-    """Split the tar bytes of one sample into its members.
+def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: Set[str]) -> Sample:
+    """Find the image in the tar bytes of one sample.
+
+    What comes after it is not looked at: tables have samples of one image alone.
 
     Args:
         pieces: of each series, the extent of the sample in its shard.
-        series: their names; a member's extension begins with a name that is not empty: "nir.npy".
+        series: their names.
         image_members: extensions, one of which is the image.
 
     Raises:
-        ValueError: the bytes are no tar members, or do not have exactly one image.
+        ValueError: the bytes are no tar members, or have no image.
     """
-    contents: dict[str, bytes] = {}
-    key = ""
     for prefix, data in zip(series, pieces, strict=True):
-        for member in tar.members(data):
-            key, extension = tar.key_and_extension(member.name)
-            name = f"{prefix}.{extension}" if prefix else extension
-            contents[name] = data[member.offset : member.offset + member.size]
-    images = [extension for extension in contents if extension in image_members]
-    if len(images) != 1:
-        raise ValueError(f"sample {key!r} has {len(images)} image members, not one")
-    extension = images[0]
-    metadata = contents.get(f"{series[0]}.json" if series[0] else "json", b"")
-    return Sample(
-        key=key, ext=extension.rpartition(".")[2], image=contents[extension], metadata=metadata, members=contents
-    )
+        for name, offset, size in tar.members(data):
+            key, extension = tar.key_and_extension(name)
+            if _in_series(extension, prefix) in image_members:
+                return Sample(key, extension.rpartition(".")[2], data[offset : offset + size], pieces, series)
+    raise ValueError(f"no member is an image ({', '.join(sorted(image_members))})")
+
+
+def _in_series(extension: str, series: str) -> str:
+    return f"{series}.{extension}" if series else extension
 
 
 class _FirstEtags(dict[int, str]):
@@ -260,17 +272,16 @@ class _LocalFiles:
     """Positioned reads with a bounded number of open local files; descriptors never cross a process border."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        # Dropping the last reference closes a file: after any read that another thread has under way.
+        self._opened = lru_cache(_MAX_OPEN_FILES)(_open)
 
     def __reduce__(self) -> tuple[type["_LocalFiles"], tuple[()]]:
         return _LocalFiles, ()
 
     def pread(self, url: str, offset: int, size: int) -> bytes:
-        with self._lock:
-            file = self._open.pop(url, None) or storage.local_path(url).open("rb", buffering=0)
-            self._open[url] = file
-            if len(self._open) > _MAX_OPEN_FILES:
-                # Dropping the last reference closes it, after any read that another thread has under way.
-                self._open.popitem(last=False)
+        file = self._opened(url)
         return os.pread(file.fileno(), size, offset)
+
+
+def _open(url: str) -> FileIO:
+    return storage.local_path(url).open("rb", buffering=0)

@@ -8,6 +8,7 @@ UTF-8. Cost: 2 to 3 µs per member of a buffer.
 """
 
 import hashlib
+import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _MAX_SIZE = 8**11 - 1
 _ZEROS = bytes(BLOCK)
 _BLANK_CHECKSUM = 8 * ord(" ")  # the checksum counts as blanks while it is computed
 _ADLER_MODULUS = 65521
+_HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, checksum, kind, magic, prefix of the name
 
 
 class Member(NamedTuple):
@@ -117,10 +119,10 @@ def members(data: bytes | memoryview) -> Iterator[Member]:
     Raises:
         ValueError: a header is damaged, cut, or not of a regular file.
     """
-    position = 0
+    position, end = 0, len(data)
     told: dict[str, str] = {}
-    while position + BLOCK <= len(data):
-        block = bytes(data[position : position + BLOCK])
+    while position + BLOCK <= end:
+        block = data[position : position + BLOCK]
         if block == _ZEROS:
             break
         raw, size, kind = parse_header(block, position)
@@ -132,7 +134,7 @@ def members(data: bytes | memoryview) -> Iterator[Member]:
         name, size = resolve(raw, size, told) if told else (decode_name(raw), size)
         if kind not in REGULAR or "sparse" in told:
             raise ValueError(f"entry {name!r} at byte {position} is not a regular file")
-        if start + size > len(data):
+        if start + size > end:
             raise ValueError(f"member {name!r} is cut: {size} bytes announced")
         yield Member(name, start, size)
         position = start + size + -size % BLOCK
@@ -141,7 +143,7 @@ def members(data: bytes | memoryview) -> Iterator[Member]:
         raise ValueError("the end comes after an extension header")
 
 
-def parse_header(block: bytes, position: int) -> tuple[bytes, int, bytes]:
+def parse_header(block: bytes | memoryview, position: int) -> tuple[bytes, int, bytes]:
     """Parse a header block; extension headers before it may know better.
 
     Args:
@@ -154,21 +156,22 @@ def parse_header(block: bytes, position: int) -> tuple[bytes, int, bytes]:
     Raises:
         ValueError: it is damaged, or no header at all.
     """
+    name, size_field, checksum_field, kind, magic, prefix = _HEADER.unpack(block)
     try:
-        checksum = int(block[148:156].strip(b"\0 "), 8)
-        size = int(block[124:136].strip(b"\0 ") or b"0", 8) if block[124] < 0x80 else _large_number(block[124:136])
+        checksum = int(checksum_field.strip(b"\0 "), 8)
+        size = int(size_field.strip(b"\0 ") or b"0", 8) if size_field[0] < 0x80 else _large_number(size_field)
     except ValueError as error:
         raise ValueError(f"no tar header at byte {position}") from error
     if size < 0:
         raise ValueError(f"tar header at byte {position} with the size {size}")
     # Adler-32's lower half is 1 + the sum of all bytes: ten times as fast as Python's sum.
-    expected = 1 + checksum - _BLANK_CHECKSUM + sum(block[148:156])
-    if zlib.adler32(block) & 0xFFFF != expected % _ADLER_MODULUS and _signed_checksum(block) != checksum:
+    expected = checksum - _BLANK_CHECKSUM + (zlib.adler32(checksum_field) & 0xFFFF)
+    if zlib.adler32(block) & 0xFFFF != expected % _ADLER_MODULUS and _signed_checksum(bytes(block)) != checksum:
         raise ValueError(f"damaged tar header at byte {position}")
-    name = block[:100].partition(b"\0")[0]
-    if block[345] and block[257:263] == b"ustar\0":
-        name = block[345:500].partition(b"\0")[0] + b"/" + name
-    return name, size, block[156:157]
+    name = name.partition(b"\0")[0]
+    if prefix[0] and magic == b"ustar\0":
+        name = prefix.partition(b"\0")[0] + b"/" + name
+    return name, size, kind
 
 
 def _large_number(field: bytes) -> int:
@@ -257,9 +260,9 @@ def key_and_extension(name: str) -> tuple[str, str]:
     The first dot of the last path part parts them. Both are empty where webdataset passes the member over, having
     no dot, or where there is nothing before the dot.
     """
-    start = name.rfind("/") + 1
-    dot = name.find(".", start)
-    return (name[:dot], name[dot + 1 :].lower()) if dot > start else ("", "")
+    folder, slash, last = name.rpartition("/")
+    stem, dot, extension = last.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else ("", "")
 
 
 def _padding(size: int, unit: int) -> bytes:

@@ -212,7 +212,7 @@ class _Drawn:
 
     def __init__(self, stream: Stream, step: int, world: int) -> None:
         self.step = step
-        _, self.datasets, self.positions = stream.cut(step, 0, 1)
+        _, (self.datasets,), (self.positions,) = stream.cut([step], 0, 1)
         self.ranks = np.arange(len(self.positions)) // (len(self.positions) // world)
         self.lanes = np.empty_like(self.positions)
         self.at_end = False

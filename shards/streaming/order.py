@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 BLOCK_BYTES = 4 * 2**20
 MAX_LANES = 128
 WINDOW = 4
-_ROWS_AT_ONCE = 2**21
+_ROWS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,18 +277,20 @@ def _spread(lanes: int) -> Ints:
 
 
 def cut_for_rank(positions: Ints, lanes: NDArray[np.floating] | Ints, rank: int, world: int) -> Ints:
-    """Return the positions of a global batch that a rank takes: an equal cut of them, lane by lane, [G / world].
+    """Return the positions of global batches that a rank takes: an equal cut of each, lane by lane, [..., G / world].
 
     Args:
-        positions: of the global batch, [G].
-        lanes: what to sort by, [G]; equal ones stay in their order.
+        positions: of the global batches, [..., G].
+        lanes: what to sort by, [..., G]; equal ones stay in their order.
         rank: in [0, world).
         world: number of ranks; divides G.
 
     Raises:
         ValueError: the number of ranks does not divide the global batch.
     """
-    if len(positions) % world:
-        raise ValueError(f"global batch {len(positions)} is not divisible by {world} ranks")
-    share = len(positions) // world
-    return positions[np.argsort(lanes, kind="stable")[rank * share : (rank + 1) * share]]
+    global_batch = positions.shape[-1]
+    if global_batch % world:
+        raise ValueError(f"global batch {global_batch} is not divisible by {world} ranks")
+    share = global_batch // world
+    by_lane = np.argsort(lanes, axis=-1, kind="stable")
+    return np.take_along_axis(positions, by_lane[..., rank * share : (rank + 1) * share], -1)

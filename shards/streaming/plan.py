@@ -117,10 +117,13 @@ def measure_mixing(stream: Stream) -> Mixing:
         UserError: a samples table is missing or damaged.
     """
     steps = _spread_steps(stream)
-    drawn = [stream.cut(step, 0, 1) for step in steps]
+    _, datasets_SG, positions_SG = stream.cut(steps, 0, 1)
     here, uniform, units = np.zeros(len(steps)), np.zeros(len(steps)), set()
     for number, order in enumerate(stream.orders):
-        rows = [order.locate(positions[datasets == number]).rows for _, datasets, positions in drawn]
+        rows = [
+            order.locate(positions[datasets == number]).rows
+            for datasets, positions in zip(datasets_SG, positions_SG, strict=True)
+        ]
         others = [_uniform(number, batch, order.num_samples, len(each)) for batch, each in enumerate(rows)]
         codes, unit = _codes(stream, number, np.concatenate([*rows, *others]))
         units.add(unit)

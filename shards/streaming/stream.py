@@ -5,8 +5,8 @@ sequence; a mixture says which dataset each comes from, the dataset's order whic
 step: nothing is remembered between steps but what makes the next one fast.
 
 Samples on a local disk are read in place. Those in a store are read block by block through a cache, a few steps ahead.
-Cost per sample of 50 to 150 kB on one core: 12 to 29 µs for its place (least in large batches), about 10 µs to read it
-from a local disk, 14 to 21 µs to check and split it; taken on a busy machine (tests/bench/stream.py).
+Cost per sample of 50 kB on one core: 3 µs for its place (many steps are located at once), 15 to 20 µs to read it from
+the page cache and to check it, 10 µs to find the image in it and to copy that; taken on a busy machine.
 """
 
 from collections import OrderedDict
@@ -28,6 +28,7 @@ from shards.tar import BLOCK
 Item = TypeVar("Item")
 
 AHEAD_STEPS = 8
+_LOCATED_AT_ONCE, _MAX_LOCATED = 2**12, 2**16  # samples of a rank, of all: so many share what calls of numpy cost
 _FAR_NEIGHBOURS = 32  # rows on either side of a block whose samples are all bad
 
 
@@ -41,7 +42,15 @@ class Slot(NamedTuple):
     """Of its dataset."""
     row: int
     """Of its dataset's samples table."""
-    piece: Piece
+    first_row: int
+    """Of the piece that the sample is read with, see `Piece`."""
+    end_row: int
+    end_position: int
+
+    @property
+    def piece(self) -> Piece:
+        """What the sample is read with."""
+        return Piece(self.dataset, self.first_row, self.end_row, self.end_position)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,42 +130,49 @@ class Stream:
         self.mixture = mixture or Mixture(weights=tuple(1 for _ in datasets))
         self.global_batch, self.start, self.rank, self.world = global_batch, start, rank, world
         self.cache, self.ahead_steps, self._on_bad = cache, ahead_steps, on_bad
-        self._located: OrderedDict[int, list[Slot]] = OrderedDict()
+        self._located: OrderedDict[int, Ints] = OrderedDict()
+        self._asked = -1
+        # Not more than an epoch, so that no later ones have to be made.
+        num_samples = sum(order.num_samples for order in self.orders)
+        self._steps_at_once = max(1, min(_LOCATED_AT_ONCE * world, _MAX_LOCATED, num_samples) // global_batch)
         self._needed: dict[int, list[Piece]] = {}
         self._refreshed: set[Piece] = set()
 
     def slots(self, step: int) -> list[Slot]:
         """Return this rank's places of a step, in order: the ranks' lists one after another are the global batch."""
         if step not in self._located:
-            self._located[step] = self._locate(step)
-            while len(self._located) > self.ahead_steps + 1:
-                self._located.popitem(last=False)
-        return self._located[step]
+            self._locate(step, step - self._asked)
+        self._asked = step
+        return list(map(Slot._make, self._located[step].T.tolist()))
 
-    def cut(self, step: int, rank: int, world: int) -> tuple[Ints, Ints, Ints]:
-        """Return what a rank takes of a step: numbers in the stream, datasets, positions in these; int64 [G / world].
+    def cut(self, steps: Sequence[int], rank: int, world: int) -> tuple[Ints, Ints, Ints]:
+        """Return what a rank takes of some steps: numbers in the stream, datasets, positions in these; [S, G / world].
 
         Cuts for more ranks are equal parts of those for fewer, one after another.
         """
-        first = self.start + step * self.global_batch
-        numbers = np.arange(first, first + self.global_batch)
+        firsts = self.start + np.asarray(steps) * self.global_batch
+        numbers = (firsts[:, None] + np.arange(self.global_batch)).ravel()
         datasets, positions = self.mixture.split(numbers)
         lanes = np.empty(len(numbers), np.float64)
         for dataset, order in enumerate(self.orders):
             mine = datasets == dataset
             lanes[mine] = order.lanes(positions[mine]) / order.settings.lanes
-        chosen = cut_for_rank(np.arange(len(numbers)), lanes, rank, world)
+        shape = len(firsts), self.global_batch
+        chosen = cut_for_rank(np.arange(len(numbers)).reshape(shape), lanes.reshape(shape), rank, world)
         return numbers[chosen], datasets[chosen], positions[chosen]
 
-    def _locate(self, step: int) -> list[Slot]:
-        numbers, datasets, positions = self.cut(step, self.rank, self.world)
-        slots: list[Slot | None] = [None] * len(numbers)
+    def _locate(self, step: int, stride: int) -> None:
+        """Find out what `slots` tells of a step, and of those that are asked for next if it goes on by this stride."""
+        steps = range(step, step + self._steps_at_once, stride) if stride > 0 else (step,)
+        numbers, datasets, positions = self.cut(steps, self.rank, self.world)
+        columns = np.empty((7, *numbers.shape), np.int64)
+        columns[:2] = numbers, datasets
         for dataset, order in enumerate(self.orders):
-            mine = np.flatnonzero(datasets == dataset)
-            columns = (mine, numbers[mine], *order.locate(positions[mine]))
-            for place, number, epoch, row, *piece in zip(*(column.tolist() for column in columns), strict=True):
-                slots[place] = Slot(number, dataset, epoch, row, Piece(dataset, *piece))
-        return [slot for slot in slots if slot is not None]
+            mine = datasets == dataset
+            columns[2:, mine] = order.locate(positions[mine])
+        self._located |= zip(steps, columns.swapaxes(0, 1), strict=True)
+        while len(self._located) > self.ahead_steps + self._steps_at_once:
+            self._located.popitem(last=False)
 
     def consumed(self, step: int) -> tuple[int, ...]:
         """Return how many samples of each dataset come before a step."""
@@ -205,18 +221,19 @@ class Stream:
 
     def _item(self, slot: Slot, row: int, decode: Callable[[Sample, int], Item]) -> Item:
         dataset = self.datasets[slot.dataset]
-        sample = dataset.parse(row, self._bytes(slot.piece, row))
+        sample = dataset.parse(row, self._bytes(slot, row))
         try:
             return decode(sample, slot.dataset)
         except ValueError as error:
             raise CorruptSampleError(f"{dataset.name(row)}, key {sample.key}: {error}") from error
 
-    def _bytes(self, piece: Piece, row: int) -> list[bytes]:
-        """Return a sample's bytes, one piece for each series, checked."""
-        dataset = self.datasets[piece.dataset]
+    def _bytes(self, slot: Slot, row: int) -> list[bytes]:
+        """Return the bytes of a slot's sample, or of another row instead, one piece for each series, checked."""
+        dataset = self.datasets[slot.dataset]
         places = dataset.places(row)
-        if self.cache is None or dataset.is_local(places) or not piece.first_row <= row < piece.end_row:
+        if self.cache is None or dataset.is_local(places) or not slot.first_row <= row < slot.end_row:
             return dataset.read_places(row, places)
+        piece = slot.piece
         data = self.cache.read(piece, row)
         if not all(map(is_whole, data, places)) and piece not in self._refreshed:
             # Flipped on the way, perhaps. Once per process: a block of bad samples would be fetched for each of them.
@@ -239,7 +256,7 @@ class Stream:
 
     def _neighbours(self, slot: Slot) -> Iterator[int]:
         """Yield rows of the same piece in an order that the bad one's key gives, then the nearest around it."""
-        first, end = slot.piece.first_row, slot.piece.end_row
+        first, end = slot.first_row, slot.end_row
         key = hash64("replace", self.orders[slot.dataset].settings.seed, slot.epoch, slot.row)
         rows = first + permute(np.arange(end - first), end - first, key)
         around = chain.from_iterable((end + step, first - 1 - step) for step in range(_FAR_NEIGHBOURS))

@@ -88,11 +88,19 @@ class _PlacedImages:
 
 
 def load(steps: Any, workers: int) -> Iterator[object]:
-    """Load endless steps with torch's DataLoader, its workers started as `pretrain.loader` does."""
+    """Load endless steps with torch's DataLoader, its workers started as `pretrain.batches.loader` does."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     options: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": context} if workers else {}
-    return iter(DataLoader(steps, sampler=_Endless(), batch_size=None, num_workers=workers, **options))
+    # Batches come as they are to be: torch would look into each for arrays that it should make tensors of.
+    loader = DataLoader(
+        steps, sampler=_Endless(), batch_size=None, collate_fn=_unchanged, num_workers=workers, **options
+    )
+    return iter(loader)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 class _Endless:
@@ -113,7 +121,7 @@ def webdataset(folder: str, decode: Decode, workers: int) -> Iterator[object]:
         .map(_first)
         .batched(BATCH, collation_fn=collate, partial=False)
     )
-    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers, **_fork(workers)))
+    return iter(wds.WebLoader(dataset, batch_size=None, collate_fn=_unchanged, num_workers=workers, **_fork(workers)))
 
 
 def _first(values: tuple[Any, ...]) -> Any:

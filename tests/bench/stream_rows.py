@@ -138,7 +138,7 @@ def _batches(stream: Stream, workers: int) -> Iterator[object]:
     return load(StreamSteps(stream, as_it_is), workers)
 
 
-def _size(sample: Sample) -> int:
+def _size(sample: Sample, _: int) -> int:
     return len(sample.image)
 
 

@@ -12,11 +12,12 @@ import pytest
 
 from shards import storage
 from shards.commit import encode_table
-from shards.dataset import CorruptSampleError, open_dataset
+from shards.dataset import CorruptSampleError, open_dataset, parse_sample
 from shards.errors import UserError
 from shards.images import decode_image
 from shards.schema import SAMPLES, TableFile, Version, sha256_hex
 from shards.tables import iter_table, read_table, read_version
+from shards.tar import header
 
 
 @pytest.fixture
@@ -51,6 +52,27 @@ def test_a_flipped_byte_is_noticed_and_named(dataset_url):
     with pytest.raises(CorruptSampleError, match=f"sample 5 .*{row['shard']}"):
         dataset.read(5)
     dataset.read(4)
+
+
+def tar_bytes(*names):
+    return b"".join(header(name, len(name)) + name.encode().ljust(512, b"\0") for name in names)
+
+
+def test_a_sample_has_the_members_of_all_its_series():
+    pieces = [tar_bytes("a/b.json", "a/b.jpg", "a/b.cls"), tar_bytes("a/b.npy")]
+    sample = parse_sample(pieces, ("rgb", "nir"), {"rgb.jpg"})
+    assert (sample.key, sample.ext, sample.image, sample.metadata) == ("a/b", "jpg", b"a/b.jpg", b"a/b.json")
+    assert list(sample.members) == ["rgb.json", "rgb.jpg", "rgb.cls", "nir.npy"]
+    assert sample.members["nir.npy"] == b"a/b.npy"
+    assert parse_sample([tar_bytes("c.jpg")], ("",), {"jpg"}).metadata == b""
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ValueError, match=r"no member is an image \(jpg, png\)"):
+        parse_sample([tar_bytes("a.json", "a.webp")], ("",), {"png", "jpg"})
+    broken = parse_sample([tar_bytes("a.jpg") + b"x" * 512], ("",), {"jpg"})
+    with pytest.raises(ValueError, match="no tar header at byte 1024"):
+        _ = broken.members
 
 
 def test_index_outside_is_refused(dataset_url):

@@ -92,6 +92,9 @@ def test_a_step_means_the_same_in_any_order(dataset):
     forwards = [stream.slots(step) for step in range(80)]
     again = stream_of([dataset])
     assert [again.slots(step) for step in reversed(range(80))] == forwards[::-1]
+    for stride in (2, 3, 40):
+        strided = stream_of([dataset])
+        assert [strided.slots(step) for step in range(1, 80, stride)] == forwards[1::stride]
     assert pickle.loads(pickle.dumps(stream)).slots(5) == forwards[5]
 
 
@@ -275,6 +278,16 @@ def test_a_block_holds_the_bytes_of_all_series():
     both = make_order(dataset, OrderSettings(seed=0, lanes=1, block_bytes=10 * 512)).locate(np.arange(100))
     assert (alone.end_rows - alone.first_rows).max() == 10
     assert (both.end_rows - both.first_rows).max() == 1
+
+
+def test_steps_are_cut_together_as_they_are_alone(several):
+    stream = stream_of(several, world=4)
+    steps = [7, 0, 31]
+    together = stream.cut(steps, 2, 4)
+    for place, step in enumerate(steps):
+        for some, alone in zip(together, stream.cut([step], 2, 4), strict=True):
+            assert some[place].tolist() == alone[0].tolist()
+    assert [slot.number for slot in stream_of(several, world=4, rank=2).slots(31)] == together[0][2].tolist()
 
 
 def test_the_stream_is_the_one_it_always_was():
