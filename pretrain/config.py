@@ -218,7 +218,7 @@ class LoaderConfig:
     """Gigabytes (10⁹ bytes) that the cache may hold; by default as many as the run needs. A run that needs more is
     refused, see `python -m shards plan`."""
     lanes: int | None = None
-    """Of the order of samples, see shards/streaming/order.py; by default the largest divisor of the batch up to 128."""
+    """Of the order of samples, see shards/streaming/order.py; by default the largest divisor of the batch up to 256."""
     block_mb: float | None = None
     """Size of the order's blocks, which are read as a whole, in MiB."""
     window: int | None = None

@@ -44,7 +44,7 @@ _CACHE = "folder for blocks of data in a bucket, on a local disk; by default TMP
 _CACHE_GB = "most that the cache of a rank may hold, 10⁹ bytes; by default what the plan needs"
 _WORKERS = "processes that read for a rank, each 2 steps ahead; 0: the command itself"
 # Equal to shards.streaming.order's WINDOW and BLOCK_BYTES: its import would load numpy for a line of help.
-_WINDOW, _BLOCK_MB = 4, 4.0
+_WINDOW, _BLOCK_MB = 4, 2.0
 _BROKEN_PIPE = 141  # as if killed by SIGPIPE: 128 + 13
 
 
@@ -99,7 +99,7 @@ def _add_common_options(parser: cli.Parser, seed: dict[str, Any]) -> None:
         "--lanes",
         type=int | None,
         default=None,
-        help="parts of the data that a step draws from alike; by default the largest divisor of the batch up to 128",
+        help="parts of the data that a step draws from alike; by default the largest divisor of the batch up to 256",
     )
     parser.add_argument("--block_mb", type=float, default=_BLOCK_MB, help="size of a block, 2²⁰ bytes: read at once")
     parser.add_argument("--window", type=int, default=_WINDOW, help="blocks of a lane that are shuffled together")

@@ -25,8 +25,8 @@ from shards.keyed import hash64, mix64, permute, permute_each
 
 Ints = NDArray[np.int64]
 
-BLOCK_BYTES = 4 * 2**20
-MAX_LANES = 128
+BLOCK_BYTES = 2 * 2**20
+MAX_LANES = 256
 WINDOW = 4
 _ROWS_AT_ONCE = 2**17
 
@@ -50,7 +50,7 @@ class OrderSettings:
 
 
 def default_lanes(global_batch: int) -> int:
-    """Return the largest divisor of the global batch that is at most 128."""
+    """Return the largest divisor of the global batch that is at most 256."""
     return max(lanes for lanes in range(1, min(global_batch, MAX_LANES) + 1) if global_batch % lanes == 0)
 
 

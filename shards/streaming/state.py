@@ -112,7 +112,7 @@ def begin(
         global_batch: G, from which the default number of lanes follows.
         weights: of each dataset; by default they are in proportion to the datasets' samples, so that epochs end
             together.
-        lanes: see `OrderSettings`; by default the largest divisor of G up to 128.
+        lanes: see `OrderSettings`; by default the largest divisor of G up to 256.
         block_bytes: see `OrderSettings`.
         window: see `OrderSettings`.
 

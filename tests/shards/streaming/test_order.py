@@ -132,7 +132,7 @@ def test_ranks_share_a_batch(num_samples, world, share, start):
     assert {len(cut) for cut in cuts} == {share}
 
 
-@pytest.mark.parametrize(("batch", "lanes"), [(64, 64), (1024, 128), (48, 48), (30, 30), (131, 1), (262, 2), (96, 96)])
+@pytest.mark.parametrize(("batch", "lanes"), [(64, 64), (1024, 256), (48, 48), (30, 30), (257, 1), (514, 2), (96, 96)])
 def test_lanes_divide_the_batch(batch, lanes):
     assert default_lanes(batch) == lanes
 

@@ -28,7 +28,7 @@ def test_it_survives_json_in_under_a_kilobyte(state):
         "version": 1,
         "seed": 7,
         "consumed": 60,
-        "order": {"lanes": 12, "block_bytes": 4 * 2**20, "window": 4},
+        "order": {"lanes": 12, "block_bytes": 2 * 2**20, "window": 4},
         "mixture": {"weights": [2, 1], "start": 0, "taken": [0, 0]},
         "datasets": [{"digest": f"{count:064d}", "layout": f"layout of {count:064d}"} for count in (50, 20)],
     }
@@ -116,5 +116,5 @@ def test_settings_that_do_not_work_are_refused(datasets, options, told):
 def test_defaults(datasets):
     state = begin(datasets, seed=0, global_batch=300)
     assert state.mixture.weights == (5, 2)
-    assert state.settings.lanes == 100
-    assert open_stream(state, datasets, global_batch=12).orders[0].settings.lanes == 100
+    assert state.settings.lanes == 150
+    assert open_stream(state, datasets, global_batch=12).orders[0].settings.lanes == 150
