@@ -31,9 +31,12 @@ class ImageSet:
     quality: int
     """Of JPEG, without subsampling of colours."""
     count: int
+    turn: int = 1
+    """How many times as many images are read in a turn as of the larger ones."""
 
 
 IMAGE_SETS = (
+    ImageSet(name="64² chips", side_px=64, quality=95, count=16384, turn=10),
     ImageSet(name="400² of 53 kB", side_px=400, quality=91, count=4096),
     ImageSet(name="512² at q95", side_px=512, quality=95, count=1536),
 )

@@ -37,7 +37,8 @@ def print_tables() -> None:
             mean_kb = _write(folder, images)
             title = f"local, {images.name} ({images.count} images of {mean_kb:.0f} kB)"
             for workers, batches in _DECODED_BATCHES.items():
-                rates = race(_entries(folder, peers.decode_jpeg, workers), turns=_DECODED_TURNS, batches=batches)
+                entries, per_turn = _entries(folder, peers.decode_jpeg, workers), batches * images.turn
+                rates = race(entries, turns=_DECODED_TURNS, batches=per_turn)
                 print_rates(f"{title}: decoded, {workers} workers", rates, ours="ours", asked=_ASKED_DECODED)
             rates = race(_entries(folder, peers.as_it_is, 0), turns=_RAW_TURNS, batches=_RAW_BATCHES)
             print_rates(f"{title}: encoded, 0 workers", rates, ours="ours", asked=_ASKED_RAW)
