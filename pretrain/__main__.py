@@ -77,7 +77,7 @@ def pretrain(config: Config) -> int:
         return 2
     if outcome.is_first:
         report(config, outcome)
-    if outcome.stopped and not stop():
+    if outcome.stopped and not stop.asked:
         # Who starts ranks on other machines must not take this one for finished.
         return failed("another rank was asked to stop, and all have saved: start them again to go on")
     return 0

@@ -129,6 +129,10 @@ class ColourConfig:
             value = getattr(self, name)
             _require(0 <= value <= 1, f"colour.{name} {value} is outside [0, 1]")
         _require(0 <= self.hue <= 0.5, f"colour.hue {self.hue} is outside [0, 0.5]")
+        _require(
+            all(0 <= mean <= 1 for mean in self.mean or ()),
+            f"colour.mean {self.mean} is outside [0, 1]: give shares of the value range, such as 120 / 255 = 0.47",
+        )
         _require((self.mean is None) == (self.std is None), "colour.mean and colour.std: give both or neither")
         _require(all(std > 0 for std in self.std or ()), f"colour.std {self.std} is not positive")
 
@@ -149,6 +153,7 @@ class LossConfig:
     """As the official code: KoLeo on the head's outputs instead of the backbone's cls feature."""
 
     def __post_init__(self) -> None:
+        _require(min(self.koleo, self.pixel) >= 0, f"loss.koleo {self.koleo} or loss.pixel {self.pixel} is negative")
         _require(self.student_temperature > 0, "loss.student_temperature must be positive")
         _require(0 <= self.centre_momentum < 1, f"loss.centre_momentum {self.centre_momentum} outside [0, 1)")
 
@@ -182,6 +187,10 @@ class ScheduleConfig:
                 raise ValueError(f"schedule.{name}: {error}") from error
         _require(parse_duration(self.length)[1] != "%", f"schedule.length {self.length!r} is a share of itself")
         _require(self.lr > 0, f"schedule.lr {self.lr} is not positive")
+        _require(
+            min(self.lr_end, *self.weight_decay) >= 0,
+            f"schedule.lr_end {self.lr_end} or schedule.weight_decay {self.weight_decay} is negative",
+        )
         _require(min(self.teacher_temperature) > 0, "schedule.teacher_temperature must be positive")
         _require(all(0 <= m <= 1 for m in self.ema), f"schedule.ema {self.ema} is outside [0, 1]")
 
@@ -198,6 +207,11 @@ class OptimiserConfig:
     """Largest norm of the gradient; 0 turns clipping off."""
     decay_all: bool = False
     """As the official code: weight decay on biases, norms, tokens, position embedding and gains, too."""
+
+    def __post_init__(self) -> None:
+        _require(all(0 <= beta < 1 for beta in self.betas), f"optimiser.betas {self.betas} are outside [0, 1)")
+        _require(self.eps >= 0, f"optimiser.eps {self.eps} is negative")
+        _require(self.clip >= 0, f"optimiser.clip {self.clip} is negative: 0 turns clipping off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +258,18 @@ class CheckpointConfig:
     keep_every: str | None = None
     """Duration between checkpoints that are kept for good, beside the newest."""
     deadline_s: float = 25.0
-    """Seconds that a run may take to save and leave when it gets SIGTERM. Kubernetes kills after 30."""
+    """Seconds from SIGTERM until a step that is still under way is given up, and the run leaves without saving. What
+    remains of the time until the machine is taken away is for saving; Kubernetes kills after 30 s."""
 
     def __post_init__(self) -> None:
         _require(self.keep_last >= 1, f"checkpoint.keep_last {self.keep_last} is below 1")
         _require(self.deadline_s > 0, f"checkpoint.deadline_s {self.deadline_s} is not above 0")
         for name in ("every", "keep_every"):
             try:
-                parse_duration(getattr(self, name) or "1 step")
+                number, _ = parse_duration(getattr(self, name) or "1 step")
             except ValueError as error:
                 raise ValueError(f"checkpoint.{name}: {error}") from error
+            _require(number > 0, f"checkpoint.{name} {getattr(self, name)!r} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,10 +356,11 @@ class Config:
         )
         _require(self.accumulate >= 1, f"accumulate {self.accumulate} is below 1")
         _require(self.bands is None or len(self.bands) > 0, "bands is empty: name one at least, or leave it")
+        _require(len(set(self.bands or ())) == len(self.bands or ()), f"bands {self.bands} name one twice")
         self._require_weights()
         patch_px, local_px = self.model.patch_px, self.views.local_px
         _require(
-            local_px >= patch_px and local_px % patch_px == 0,
+            not self.views.num_local or (local_px >= patch_px and local_px % patch_px == 0),
             f"views.local_px {local_px} is not a multiple of model.patch_px {patch_px}",
         )
         for side_px in {self.model.image_px, *([local_px] if self.views.num_local else [])}:

@@ -40,7 +40,11 @@ class ViewBatch:
 
     def pin_memory(self) -> "ViewBatch":
         """Return a copy whose tensors can be sent to an accelerator while it computes."""
-        pinned = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.type is Tensor}
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **pinned)
 
     def to_patches(self, device: torch.device, colour: Colour) -> ViewPatches:
@@ -71,7 +75,9 @@ class ViewBatch:
         def take_draws(draws: ColourDraws) -> ColourDraws:
             return ColourDraws(**{f.name: take(getattr(draws, f.name)) for f in fields(draws)})
 
-        taken: dict[str, Any] = {f.name: take(getattr(self, f.name)) for f in fields(self) if f.type is Tensor}
+        taken: dict[str, Any] = {
+            f.name: take(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         for side in ("student_colours", "teacher_colours"):
             taken[side] = take_draws(getattr(self, side))
         return replace(self, **taken)

@@ -37,4 +37,4 @@ fi
 # exec: signals are for torchrun. No restarts by torchrun itself: whoever started this starts it again.
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "$nodes" --nproc_per_node "$ranks_per_node" --max_restarts 0 "${meeting[@]}" \
-    -m pretrain "$@"
+    -m -- pretrain "$@" # --: torchrun would take --run for an abbreviation of its own --run-path

@@ -113,19 +113,6 @@ def vit_arguments(config: ModelConfig, num_bands: int) -> dict[str, Any]:
     }
 
 
-def patchify(images_NCHW: Tensor, patch_px: int) -> Tensor:
-    """Cut images into patches in raster order: [N, L, C, patch, patch]."""
-    n, c, height, width = images_NCHW.shape
-    rows, columns = height // patch_px, width // patch_px
-    grid = images_NCHW.reshape(n, c, rows, patch_px, columns, patch_px)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, c, patch_px, patch_px)
-
-
-def gather_patches(x_NLX: Tensor, indices_NP: Tensor) -> Tensor:
-    """Pick patches per image: [N, L, ...] and int64 [N, P] to [N, P, ...]; for what needs no gradient."""
-    return x_NLX[torch.arange(len(indices_NP), device=x_NLX.device)[:, None], indices_NP]
-
-
 def pick_positions(positions_LW: Tensor, indices_NP: Tensor) -> Tensor:
     """Return the position embedding of gathered patches: [N, P, W].
 

@@ -48,7 +48,10 @@ class Head(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Map tokens [..., width] to the normalised vector [..., bottleneck] before the last layer."""
-        return functional.normalize(self.mlp(x), dim=-1)
+        bottleneck: Tensor = self.mlp(x)
+        # In float32 at least: autocast would leave it to the device.
+        exact = torch.promote_types(bottleneck.dtype, torch.float32)
+        return functional.normalize(bottleneck.to(exact), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [..., width] to [..., out_features]."""

@@ -15,7 +15,7 @@ _EPS = 1e-8
 _CHUNK_SCORES = {"cpu": 2**21}
 """Scores that exist at a time, on a CPU as many as its caches hold."""
 _CHUNK_SCORES_ELSEWHERE = 2**25
-"""Elsewhere as many as keep an accelerator busy: 128 MiB in float32."""
+"""Elsewhere as many as keep an accelerator busy: 128 MiB in float32, of which six tensors are there at a time."""
 
 
 class CrossEntropy(NamedTuple):
@@ -129,6 +129,13 @@ def _add_product(sum_KZ: Tensor, left_KN: Tensor, right_NZ: Tensor) -> None:
         sum_KZ += left_KN @ right_NZ
 
 
+def mean_scores(features_NZ: Tensor, prototypes_KZ: Tensor) -> Tensor:
+    """Return the mean prototype scores [K] of features: scores are linear in them, so that none is needed."""
+    # The centre moves little in a step: what autocast would round away comes again in the next.
+    with torch.autocast(features_NZ.device.type, enabled=False):
+        return _exact(prototypes_KZ) @ _exact(features_NZ).mean(0)
+
+
 def koleo_loss(features_BX: Tensor) -> Tensor:
     """Return the Kozachenko-Leonenko spread loss of one view's features (Sablayrolles et al. 2019).
 
@@ -173,7 +180,10 @@ def feature_rank(features_NW: Tensor) -> Tensor:
 
     exp of the entropy of the singular values' shares (RankMe, Garrido et al. 2023).
     """
-    singular = torch.linalg.svdvals(_exact(features_NW))
+    # Of the smaller Gram matrix, which costs far less than the features' own decomposition.
+    x_NW = features_NW.double()
+    gram = x_NW @ x_NW.T if len(x_NW) < x_NW.shape[1] else x_NW.T @ x_NW
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     entropy: Tensor = torch.special.entr(singular / singular.sum().clamp_min(_EPS)).sum()
     return entropy.exp()
 

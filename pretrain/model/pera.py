@@ -18,7 +18,7 @@ from pretrain.config import Config
 from pretrain.model.backbone import DropPath, SparseBackbone, pick_positions
 from pretrain.model.heads import Head
 from pretrain.model.inputs import ViewPatches
-from pretrain.model.losses import CrossEntropy, pixel_loss, prototype_cross_entropy
+from pretrain.model.losses import CrossEntropy, mean_scores, pixel_loss, prototype_cross_entropy
 
 
 class StudentOutput(NamedTuple):
@@ -48,6 +48,11 @@ class PeraOutput(NamedTuple):
     student: StudentOutput
     teacher_NZ: Tensor
     """Normalised bottleneck features of the teacher."""
+
+    def detached(self) -> "PeraOutput":
+        """Return the same without a gradient, so that nothing is kept for it."""
+        student = StudentOutput(*[tensor.detach() for tensor in self.student])
+        return self._replace(loss=self.loss.detach(), spread_VBX=self.spread_VBX.detach(), student=student)
 
 
 class Branch(nn.Module):
@@ -117,8 +122,7 @@ class PerA(nn.Module):
             # Before the student: what the teacher needs for a while is not on top of what the student keeps.
             teacher_NZ = self._run_teacher(global_views, local_views)
             teacher_KZ = self.teacher.cls_head.last_layer.weight()
-            # Scores are linear in the features, so their mean needs no scores.
-            teacher_mean_K = teacher_KZ @ teacher_NZ.to(teacher_KZ.dtype).mean(0)
+            teacher_mean_K = mean_scores(teacher_NZ, teacher_KZ)
         student = self._run_student(global_views, local_views, drop_path)
         student_KZ = self.student.cls_head.last_layer.weight()
         cross_entropy = prototype_cross_entropy(

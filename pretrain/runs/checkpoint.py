@@ -53,7 +53,7 @@ class Checkpoint:
     stream: dict[str, Any]
     """Where the stream stands: at the samples of these steps, however many were read ahead."""
     record: dict[str, Any]
-    """What this belongs to: configuration, dataset digest, versions."""
+    """What this belongs to: configuration and its digest, versions; what data, says `stream`."""
 
 
 FIELDS = tuple(field.name for field in fields(Checkpoint))

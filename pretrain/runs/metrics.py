@@ -43,6 +43,10 @@ class Metrics:
         # START tells TensorBoard to forget what an earlier start wrote for later steps.
         self._write_event(position.step + 1, session_log=SessionLog(status=SessionLog.START))
 
+    def last_rows(self, number: int) -> list[Row]:
+        """Return the newest rows, oldest first."""
+        return [json.loads(line) for line in self._lines[-number:]]
+
     @property
     def num_bad(self) -> int:
         """Count of bad samples in the run so far, each as often as it came up."""

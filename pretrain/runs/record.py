@@ -38,7 +38,8 @@ _FREE = (
     "checkpoint.",
 )
 """Keys (or beginnings of keys) that may differ from start to start: they do not change what is computed, or only from
-then on (weights), or only where a run would have stopped (on_bad). What data it is says the datasets' digests."""
+then on (weights), or only where a run would have stopped (on_bad), or in the last bits and in which branches stochastic
+depth leaves out (accumulate, compile, device). What data it is says the datasets' digests."""
 _PACKAGES = ("pera-at-scale", "torch", "timm", "numpy", "pillow", "safetensors")
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 ROWS = 5
 """Rows of metrics in succession that a figure must be bad for: single batches may be."""
@@ -11,7 +11,10 @@ _UNIFORM = 0.99
 _FEW_NATS = 0.1
 _SAME_SPREAD = 0.02
 _LEAST_RANK = 1.5
-_REMEDY = "lower schedule.lr, or warm up for longer (schedule.lr_warmup, schedule.teacher_temperature_warmup)"
+_REMEDY = (
+    "start another run with a lower schedule.lr, or a longer warm-up (schedule.lr_warmup, "
+    "schedule.teacher_temperature_warmup)"
+)
 
 
 def symptoms(row: Mapping[str, float], num_prototypes: int) -> dict[str, str]:
@@ -27,7 +30,8 @@ def symptoms(row: Mapping[str, float], num_prototypes: int) -> dict[str, str]:
         "teacher_uniform": (
             row["teacher_entropy"] > _UNIFORM * uniform,
             f"the teacher finds all {num_prototypes} prototypes alike (entropy {row['teacher_entropy']:.3f} of "
-            f"ln K {uniform:.3f}): lower schedule.teacher_temperature",
+            f"ln K {uniform:.3f}): start another run with a lower "
+            "schedule.teacher_temperature",
         ),
         "student_uniform": (
             cross_entropy > _UNIFORM * uniform,
@@ -37,12 +41,12 @@ def symptoms(row: Mapping[str, float], num_prototypes: int) -> dict[str, str]:
         "teacher_constant": (
             row["teacher_diversity"] < _FEW_NATS,
             f"the teacher puts all images on one prototype (diversity {row['teacher_diversity']:.3f} nats): {_REMEDY}, "
-            "or raise schedule.teacher_temperature",
+            "or a higher schedule.teacher_temperature",
         ),
         "features_alike": (
             row["feature_spread"] < _SAME_SPREAD or row["feature_rank"] < _LEAST_RANK,
             f"all images get nearly the same features (spread {row['feature_spread']:.3f} of 1, effective rank "
-            f"{row['feature_rank']:.1f}): {_REMEDY}, or raise loss.koleo",
+            f"{row['feature_rank']:.1f}): {_REMEDY}, or a higher loss.koleo",
         ),
     }
     return {name: text for name, (bad, text) in found.items() if bad}
@@ -61,6 +65,11 @@ class Alarm:
         self._num_prototypes = num_prototypes
         self._first_step = first_step
         self._lasting: Counter[str] = Counter()
+
+    def recall(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take in what an earlier start has told: what lasted then goes on lasting, and is not told again."""
+        for row in rows[-ROWS - 1 :]:
+            self.look(row)
 
     def look(self, row: Mapping[str, float]) -> tuple[int, list[str]]:
         """Return how many symptoms have lasted until this row, and the texts of those that begin to count with it."""

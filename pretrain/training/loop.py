@@ -5,9 +5,10 @@ ranks run this; the first one alone writes and prints.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -32,10 +33,13 @@ from pretrain.runs.record import (
     write_config,
 )
 from pretrain.training.gauge import Gauge, Stretch, costs
+from pretrain.training.network import shapes
 from pretrain.training.peak import matmul_peak
 from pretrain.training.ranks import Ranks, joined
+from pretrain.training.stopping import StopRequest
 from pretrain.training.trainer import StepOutcome, Trainer, build_trainer, choose_device
-from pretrain.training.writer import writing
+from pretrain.training.writer import Writer, writing
+from shards.errors import UserError
 from shards.streaming.state import StreamState, state_at
 from shards.streaming.stream import Replacement, Stream
 
@@ -74,12 +78,12 @@ class _Opened:
     colour: Colour
 
 
-def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Outcome:
+def train(config: Config, stop: StopRequest | None = None) -> Outcome:
     """Start or go on with a run, up to the end of its schedule, to max_steps, or until it is asked to stop.
 
     Args:
         config: of the run.
-        stop: asked at each step: whether to save and leave.
+        stop: asked at each step: whether to save and leave; by default never.
 
     Raises:
         UserError: the datasets, the device, the configuration or the run folder do not fit; nothing was written.
@@ -92,23 +96,17 @@ def train(config: Config, stop: Callable[[], bool] = lambda: False) -> Outcome:
         device = ranks.agree(lambda: choose_device(config))
         opened = ranks.agree(lambda: _open(config))
         sources = opened.sources
-        checkpoint = _newest(ranks, config.run)
-        trainer = build_trainer(config, sources, opened.colour, ranks, device, starts=checkpoint is None)
-        step, state = 0, begin_stream(config, sources)
-        if checkpoint:
-            trainer.load(checkpoint)
-            step, state = checkpoint.step, StreamState.from_json(checkpoint.stream)
+        trainer, step, state = _start(config, opened, ranks, device)
         queued_steps = config.loader.workers * STEPS_PER_WORKER
         continued = continued_stream(
             config, sources, state, rank=ranks.rank, world=ranks.world, queued_steps=queued_steps
         )
         stream = ranks.agree(lambda: stack.enter_context(continued))
-        if ranks.is_first:
-            _begin(config, opened)
+        ranks.agree(lambda: _begin(config, opened) if ranks.is_first else None)
         position = Position(step=step, samples=state.consumed)
         if step >= trainer.plan.stop_step:
             return _finished(trainer, position)
-        return _run(trainer, BatchMaker(stream, config, sources.places), position, opened, stop)
+        return _run(trainer, BatchMaker(stream, config, sources.places), position, opened, stop or StopRequest())
 
 
 def _open(config: Config) -> _Opened:
@@ -136,11 +134,30 @@ def _begin(config: Config, opened: _Opened) -> None:
     create_run(config, record)
 
 
-def _newest(ranks: Ranks, run: str) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, the same on all ranks; None where there is none yet."""
-    found = ranks.agree(lambda: load_newest(run) if ranks.is_first else None)
+def _start(config: Config, opened: _Opened, ranks: Ranks, device: torch.device) -> tuple[Trainer, int, StreamState]:
+    """Build the trainer and go to the newest checkpoint; return the steps made and where the stream stands."""
+    checkpoint = _newest(ranks, config)
+    trainer = build_trainer(config, opened.sources, opened.colour, ranks, device, starts=checkpoint is None)
+    if checkpoint is None:
+        return trainer, 0, ranks.agree(lambda: begin_stream(config, opened.sources))
+    trainer.load(checkpoint)
+    return trainer, checkpoint.step, StreamState.from_json(checkpoint.stream)
+
+
+def _newest(ranks: Ranks, config: Config) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, the same on all ranks; None where there is none yet.
+
+    Raises:
+        UserError: it is one of another run.
+    """
+    found = ranks.agree(lambda: load_newest(config.run) if ranks.is_first else None)
     url = ranks.first(found[1] if found else None)
-    return ranks.agree(lambda: found[0] if found else read_checkpoint(url)) if url else None
+    if url is None:
+        return None
+    checkpoint = ranks.agree(lambda: found[0] if found else read_checkpoint(url))
+    if checkpoint.record["config_sha256"] != identity_sha256(config):
+        raise UserError(f"{url} is of a run of another configuration: remove it, or choose another --run")
+    return checkpoint
 
 
 def _finished(trainer: Trainer, position: Position) -> Outcome:
@@ -157,7 +174,7 @@ def _finished(trainer: Trainer, position: Position) -> Outcome:
     )
 
 
-def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opened, stop: Callable[[], bool]) -> Outcome:
+def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opened, stop: StopRequest) -> Outcome:
     """Make all steps that are left, logging and saving on the way."""
     config, plan, first = trainer.config, trainer.plan, position.step
     scale = Scale.of(trainer, opened.sources)
@@ -169,7 +186,8 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
             writer = stack.enter_context(writing(config, plan, origin, opened.colour, position))
         gauge = Gauge(trainer.device)
         for step, delivery in enumerate(gauge.watch(deliveries), first):
-            outcome = trainer.step(step, delivery.batch, stop())
+            outcome = trainer.step(step, delivery.batch, stop.asked)
+            stop.step_done()
             position = Position(step=step + 1, samples=position.samples + config.loader.batch)
             stopped = outcome.stop and position.step < plan.stop_step
             saves = stopped or plan.saves_after(position.step)
@@ -177,16 +195,16 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
                 row, replaced = _tell(trainer, scale, position, outcome, gauge.take(), maker.stream)
                 if writer:
                     writer.tell(row, replaced)
-            if saves or step == first:
-                checkpoint = _checkpoint(trainer, position, state_at(maker.stream, position.step - first))
-                if writer and saves:
-                    writer.save(checkpoint, position.samples)
-                elif writer:
-                    writer.prepare(checkpoint)
+            if saves:
+                _save(trainer, writer, position, state_at(maker.stream, position.step - first))
+            elif step == first and writer:
+                writer.prepare(_shapes(trainer, position))
             if writer:
                 writer.show(position.step, row)
             if stopped:
                 break
+        if writer and not stopped:
+            writer.finish()
     saved = writer.saved if writer else None
     return Outcome(
         position=position,
@@ -266,15 +284,32 @@ def _tell(
     return row, sorted(replaced, key=lambda each: each.number)
 
 
-def _checkpoint(trainer: Trainer, position: Position, stream: StreamState) -> Checkpoint:
-    """Put together what the rest of the run depends on, without a copy; all ranks must call."""
+def _save(trainer: Trainer, writer: Writer | None, position: Position, stream: StreamState) -> None:
+    """Put together what the rest of the run depends on, and hand it to the writer; all ranks must call."""
+    network, ranks = trainer.network, trainer.ranks
+    model, moments = network.state(ranks), network.moments(trainer.optimiser, ranks)
+    if writer:
+        checkpoint = Checkpoint(
+            step=position.step, model=model, optimiser=moments, stream=stream.to_json(), record=_record(trainer.config)
+        )
+        writer.save(checkpoint, position.samples)
+
+
+def _shapes(trainer: Trainer, position: Position) -> Checkpoint:
+    """Return a checkpoint without values, of the size of all that will be saved."""
+    parameters = trainer.model.trainable().items()
     return Checkpoint(
         step=position.step,
-        model=trainer.network.state(),
-        optimiser=trainer.network.moments(trainer.optimiser),
-        stream=stream.to_json(),
-        record={"config": flatten(trainer.config), "versions": versions()},
+        model=shapes(trainer.model.state_dict()),
+        optimiser={name: shapes(trainer.optimiser.state[parameter]) for name, parameter in parameters},
+        stream={},
+        record={},
     )
+
+
+def _record(config: Config) -> dict[str, Any]:
+    """Return what a checkpoint says of itself; what data it belongs to says the stream's state."""
+    return {"config": flatten(config), "config_sha256": identity_sha256(config), "versions": versions()}
 
 
 def make_origin(config: Config, sources: Sources) -> Origin:

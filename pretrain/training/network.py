@@ -4,6 +4,7 @@ Both give every rank the mean of all ranks' gradients. What is saved is whole an
 on with any number of ranks, shared out or not.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -39,7 +40,10 @@ class Network:
         return output
 
     def communicating(self, now: bool) -> AbstractContextManager[None]:
-        """Return a context whose backward passes, together with those before, reach the other ranks only if `now`."""
+        """Return a context for a forward and a backward pass, whose gradients reach the other ranks only if `now`.
+
+        Then those of the passes before go with them.
+        """
         if self.sharded:
             self.model.set_requires_gradient_sync(now)  # type: ignore[operator]  # fully_shard adds it
         return self.replicas.no_sync() if self.replicas and not now else nullcontext()
@@ -48,9 +52,12 @@ class Network:
         """Scale the gradient down to a norm; return the norm that it had."""
         return _whole(torch.nn.utils.clip_grad_norm_(self.model.trainable().values(), largest))
 
-    def state(self) -> dict[str, Tensor]:
-        """Return parameters and buffers, whole but not copied; all ranks must call."""
-        return {name: _whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
+    def state(self, ranks: Ranks) -> dict[str, Tensor]:
+        """Return parameters and buffers, whole; all ranks must call.
+
+        What is shared out is put together piece by piece, in the first rank's CPU memory; the others get nothing.
+        """
+        return _gathered(self.model.state_dict(), ranks)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Set parameters and buffers."""
@@ -60,12 +67,10 @@ class Network:
             for name, tensor in ours.items():
                 tensor.copy_(_shared_out(state[name], tensor))
 
-    def moments(self, optimiser: torch.optim.Optimizer) -> Moments:
-        """Return the optimiser's state, whole but not copied; all ranks must call."""
-        return {
-            name: {key: _whole(value) for key, value in optimiser.state[parameter].items()}
-            for name, parameter in self.model.trainable().items()
-        }
+    def moments(self, optimiser: torch.optim.Optimizer, ranks: Ranks) -> Moments:
+        """Return the optimiser's state as `state` returns the model's; all ranks must call."""
+        parameters = self.model.trainable()
+        return {name: _gathered(optimiser.state[parameter], ranks) for name, parameter in parameters.items()}
 
     def load_moments(self, moments: Moments, optimiser: torch.optim.Optimizer) -> None:
         """Set the optimiser's state."""
@@ -80,6 +85,9 @@ class Network:
 
 def make_network(model: PerA, config: Config, ranks: Ranks) -> Network:
     """Prepare a model that lies on this rank's device for training; its weights must be the same on all ranks."""
+    if config.compile:
+        # The views' and sets' sizes, with and without a gradient and stochastic depth; 8 would be too few.
+        torch._dynamo.config.recompile_limit = 32
     for branch in (model.student, model.teacher):
         branch.backbone.recompute = config.activation_checkpointing
         for block in branch.backbone.blocks:
@@ -109,6 +117,22 @@ def _share_out(model: PerA) -> None:
 def _whole(tensor: Tensor) -> Tensor:
     """Put a tensor together that is shared out (a DTensor); all ranks must call."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _gathered(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        whole = _whole(tensor.detach())
+        if whole is tensor or not hasattr(tensor, "full_tensor"):
+            found[name] = whole
+        elif ranks.is_first:
+            found[name] = whole.cpu()
+    return found
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of the same shapes and types that have no values; of what is shared out, the whole's."""
+    return {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in tensors.items()}
 
 
 def _shared_out(tensor: Tensor, like: Tensor) -> Tensor:

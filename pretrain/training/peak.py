@@ -29,6 +29,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     best_s, end_s = product_seconds(device, dtype, side), time.perf_counter() + _TIME_S
     while time.perf_counter() < end_s:
         best_s = min(best_s, product_seconds(device, dtype, side))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     return 2 * side**3 / best_s
 
 

@@ -52,7 +52,7 @@ def make_plan(config: Config, num_samples: int) -> Plan:
     """Resolve the durations of a configuration for a dataset of so many samples.
 
     Raises:
-        UserError: the run would have no step.
+        UserError: the run would have no step, or a warm-up is longer than it.
     """
     schedule, batch = config.schedule, config.loader.batch
 
@@ -65,6 +65,13 @@ def make_plan(config: Config, num_samples: int) -> Plan:
             f"schedule.length {schedule.length!r} is less than one step of {batch} samples: "
             f"the dataset has {num_samples}; lengthen it or lower loader.batch"
         )
+    for name in ("lr_warmup", "teacher_temperature_warmup"):
+        duration = getattr(schedule, name)
+        if steps(duration, num_steps) > num_steps:
+            raise UserError(
+                f"schedule.{name} {duration!r} is longer than the run, schedule.length {schedule.length!r} "
+                f"({num_steps} steps): shorten it, e.g. to '10 %'"
+            )
     return Plan(
         schedule=schedule,
         num_steps=num_steps,

@@ -18,7 +18,7 @@ from torch import Tensor
 from shards.errors import UserError
 
 T = TypeVar("T")
-_LOST = re.compile(r"connection (closed|reset)|timed out waiting|broken pipe|gloo", re.IGNORECASE)
+_LOST = re.compile(r"connection (closed|reset) by peer|timed out waiting|broken pipe|pair closure", re.IGNORECASE)
 _TIMEOUT = timedelta(minutes=10)
 """That a rank waits for the others, who may be waiting for data: a store that stalls is retried for minutes."""
 
@@ -66,7 +66,7 @@ class Ranks:
             return [value]
         values: list[T | None] = [None] * self.world
         torch.distributed.all_gather_object(values, value)
-        return [value for value in values if value is not None]
+        return values  # type: ignore[return-value]  # all are filled in
 
     def first(self, value: T) -> T:
         """Return the first rank's value; it is pickled."""

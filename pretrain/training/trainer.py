@@ -4,9 +4,11 @@ What is drawn in a step is keyed by (seed, step, rank, part) or by sample, so a 
 it. Gradients are means over the batch, however it is shared out among ranks and micro-batches.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +18,10 @@ from pretrain.batches.colour import Colour
 from pretrain.batches.sources import Sources
 from pretrain.config import Config
 from pretrain.model.backbone import DropPath
-from pretrain.model.initial import load_initial
 from pretrain.model.losses import diversity, koleo_and_gradient
 from pretrain.model.pera import PerA, PeraOutput
 from pretrain.runs.checkpoint import Checkpoint
+from pretrain.runs.initial import load_initial
 from pretrain.training.allocation import keep_freed_memory
 from pretrain.training.network import Network, make_network
 from pretrain.training.optim import make_optimiser, set_rates
@@ -81,16 +83,19 @@ class Trainer:
         clip = self.config.optimiser.clip or float("inf")
         grad_norm = self.network.clip_gradient(clip)
         figures = {**means.figures(self.config), "grad_norm": grad_norm}
-        if not torch.isfinite(figures["loss"] + grad_norm):
+        # Both at once: the device is waited for here, and nowhere else in a step.
+        decisive, asked = torch.stack([figures["loss"] + grad_norm, means.stop]).tolist()
+        if not math.isfinite(decisive):
             told = ", ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
             raise NonFiniteError(
-                f"step {step}: a loss or the gradient is not finite ({told}); nothing of this step was applied: "
-                "lower schedule.lr, or go on with precision float32"
+                f"step {step}: a loss or the gradient is not finite ({told}); nothing of this step was applied: start "
+                "another --run with a lower schedule.lr or precision float32, if need be from this run's newest export "
+                "(--init_from)"
             )
         set_rates(self.optimiser, rates.lr, rates.weight_decay)
         self.optimiser.step()
         self.model.update_teacher(rates.ema, means.teacher_mean_K)
-        return StepOutcome(figures=figures, rates=rates, features_NW=features_NW, stop=bool(means.stop > 0))
+        return StepOutcome(figures=figures, rates=rates, features_NW=features_NW, stop=asked > 0)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -99,21 +104,23 @@ class Trainer:
 
     def _backward(self, step: int, parts: Sequence[Batch], rates: Rates, stop: bool) -> tuple["Means", Tensor]:
         """Leave the gradient of the whole batch in the parameters; return means over it, and this rank's features."""
-        ahead = self._koleo_ahead(step, parts) if len(parts) > 1 and self.config.loss.koleo else None
-        means, features = [], []
+        counts = self.config.loss.koleo > 0
+        koleo = self._koleo_ahead(step, parts) if counts and len(parts) > 1 else None
+        outputs: list[PeraOutput] = []
         for number, part in enumerate(parts):
-            output = self._forward(step, number, part, rates.teacher_temperature)
-            koleo, gradient_VBX = ahead[number] if ahead else self._koleo([output.spread_VBX])[0]
             # The gradients of micro-batches add up in the parameters, and reach the other ranks with the last one.
             with self.network.communicating(number == len(parts) - 1):
-                roots = [output.loss / len(parts), output.spread_VBX]
-                torch.autograd.backward(roots, [None, gradient_VBX])
-            means.append(Means.of(output, koleo, stop))
-            features.append(output.student.cls_features_NW.detach())
-        mean = torch.stack([each.values for each in means]).mean(0)
-        return Means(self.ranks.mean_(mean)), torch.cat(features)
+                output = self._forward(step, number, part, rates.teacher_temperature)
+                koleo = koleo or self._koleo([output.spread_VBX]) if counts else None
+                roots = [output.loss / len(parts)] + [output.spread_VBX] * counts
+                torch.autograd.backward(roots, [None, koleo.gradients_VBX[number]] if koleo else [None])
+            outputs.append(output.detached())
+        # Else it is a figure alone.
+        koleo = koleo or self._koleo([output.spread_VBX for output in outputs])
+        mean = torch.stack([Means.of(output, koleo.value, stop).values for output in outputs]).mean(0)
+        return Means(self.ranks.mean_(mean)), torch.cat([output.student.cls_features_NW for output in outputs])
 
-    def _koleo_ahead(self, step: int, parts: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    def _koleo_ahead(self, step: int, parts: Sequence[Batch]) -> "Koleo":
         """Return what `_koleo` does before there is a graph of any micro-batch, at the cost of a forward pass."""
         spreads = []
         for number, part in enumerate(parts):
@@ -122,14 +129,14 @@ class Trainer:
                 spreads.append(self.model.spread(views, self._drop_path(step, number)))
         return self._koleo(spreads)
 
-    def _koleo(self, spreads_VBX: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return KoLeo over the images of all micro-batches and ranks, and its gradient for each micro-batch."""
+    def _koleo(self, spreads_VBX: Sequence[Tensor]) -> "Koleo":
+        """Compute KoLeo over the images of all micro-batches and ranks."""
         own_VBX = torch.cat([spread.detach() for spread in spreads_VBX], dim=1)
         loss, gradient_VBX = koleo_and_gradient(self.ranks.concatenated(own_VBX, dim=1))
         # The ranks' gradients are going to be averaged, and this one is to be their sum.
         gradient_VBX = gradient_VBX * (self.config.loss.koleo * self.ranks.world)
         own = gradient_VBX.chunk(self.ranks.world, dim=1)[self.ranks.rank].to(own_VBX.dtype)
-        return [(loss, part) for part in own.chunk(len(spreads_VBX), dim=1)]
+        return Koleo(loss, own.chunk(len(spreads_VBX), dim=1))
 
     def _forward(self, step: int, number: int, part: Batch, teacher_temperature: float) -> PeraOutput:
         with self._autocast():
@@ -147,6 +154,15 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+class Koleo(NamedTuple):
+    """The loss over a whole batch."""
+
+    value: Tensor
+    """Scalar, unweighted."""
+    gradients_VBX: Sequence[Tensor]
+    """For each micro-batch: what weighs in on its features, so that the ranks' mean is right."""
 
 
 _NAMES = ("global_cls", "local_cls", "koleo", "pixel", "teacher_entropy", "stop")
@@ -207,9 +223,8 @@ def build_trainer(
         UserError: the run would have no step, or the batch does not go into so many parts, or what `init_from` names
             does not fit.
     """
-    plan = make_plan(config, sources.num_samples)
-    _require_parts(config, ranks)
-    with torch.random.fork_rng():
+    plan = ranks.agree(lambda: _plan(config, sources, ranks))
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash64("weights", config.seed) >> 1)
         model = PerA(config, len(sources.bands))
     if config.init_from and starts:
@@ -229,7 +244,7 @@ def build_trainer(
     )
 
 
-def _require_parts(config: Config, ranks: Ranks) -> None:
+def _plan(config: Config, sources: Sources, ranks: Ranks) -> Plan:
     batch, parts = config.loader.batch, ranks.world * config.accumulate
     if batch % parts:
         raise UserError(
@@ -238,6 +253,7 @@ def _require_parts(config: Config, ranks: Ranks) -> None:
         )
     if config.shard and ranks.world == 1:
         raise UserError("shard: there is one rank, and nobody to share with: start several with torchrun, or leave it")
+    return make_plan(config, sources.num_samples)
 
 
 def choose_device(config: Config) -> torch.device:

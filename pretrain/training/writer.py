@@ -12,7 +12,7 @@ from pretrain.runs.export import Origin, describe, write_export
 from pretrain.runs.exports import export_url
 from pretrain.runs.metrics import Metrics, Row
 from pretrain.runs.saver import Saved, Saver, full_disk_told
-from pretrain.training.alarm import Alarm
+from pretrain.training.alarm import ROWS, Alarm
 from pretrain.training.plan import Plan
 from shards.progress import Progress
 from shards.streaming.stream import Replacement
@@ -29,6 +29,7 @@ class Writer:
         self._config, self._origin, self._colour = config, origin, colour
         self._metrics = Metrics(config.run, position)
         self._alarm = Alarm(config.head.prototypes, first_step=plan.lr_warmup_steps)
+        self._alarm.recall(self._metrics.last_rows(ROWS + 1))
         self._progress = progress
         self._saver = Saver(config.run, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_steps)
 
@@ -85,14 +86,17 @@ class Writer:
         """Bad samples of the run so far."""
         return self._metrics.num_bad
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Finish a save that runs, whatever comes, and draw the curves if nothing does."""
-        with self._saver:
-            yield
+    def finish(self) -> None:
+        """Draw the curves: when nothing hurries."""
         with full_disk_told(self._config.run):
             self._metrics.flush()
             write_curves(self._config.run)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Finish a save that runs, whatever comes."""
+        with self._saver:
+            yield
 
 
 @contextmanager

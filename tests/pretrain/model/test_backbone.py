@@ -7,10 +7,9 @@ from pretrain.model.backbone import (
     DropPath,
     SparseBackbone,
     build_vit,
-    gather_patches,
-    patchify,
     pick_positions,
 )
+from tests.pretrain.patches import gather
 
 CONFIG = ModelConfig(image_px=32, patch_px=8, width=32, depth=3, heads=2)
 
@@ -26,19 +25,12 @@ def test_all_patches_in_any_order_give_timms_features(num_bands):
     backbone, vit = make_pair(num_bands)
     images = torch.randn(2, num_bands, 32, 32)
     order = torch.stack([torch.randperm(16), torch.randperm(16)])
-    patches = gather_patches(patchify(images, 8), order).flatten(2)
+    patches = gather(images, 8, order)
     tokens = backbone.run_blocks(backbone.embed(patches, order, backbone.positions(4)), range(3))
     with torch.no_grad():
         torch.testing.assert_close(
             backbone.norm(tokens)[:, 0], vit.forward_features(images)[:, 0], atol=1e-5, rtol=1e-4
         )
-
-
-def test_patches_are_in_raster_order():
-    image = torch.arange(16 * 16.0).reshape(1, 1, 16, 16)
-    patches = patchify(image, 8)
-    assert patches.shape == (1, 4, 1, 8, 8)
-    torch.testing.assert_close(patches[0, 1, 0], image[0, 0, :8, 8:])
 
 
 def test_local_positions_use_the_offset_scale():

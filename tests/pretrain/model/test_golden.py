@@ -15,10 +15,10 @@ from pretrain.config import (
     OptimiserConfig,
     ViewsConfig,
 )
-from pretrain.model.backbone import gather_patches, patchify
 from pretrain.model.inputs import ViewPatches
 from pretrain.model.losses import koleo_and_gradient
 from pretrain.model.pera import PerA
+from tests.pretrain.patches import gather
 
 GOLDEN = Path(__file__).parent / "golden" / "pera_golden.npz"
 LOSS_TOLERANCE = 1e-6  # relative
@@ -71,7 +71,7 @@ def recorded_views(golden, step, size):
 
     def patches(side, part):
         crops_NCHW = torch.from_numpy(golden[f"step{step}.{side}_{size}_crops"]).double()
-        return gather_patches(patchify(crops_NCHW, 8), indices(part)).flatten(2)
+        return gather(crops_NCHW, 8, indices(part))
 
     return ViewPatches(
         student_NPD=patches("S", "student"),

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from pretrain.config import ModelConfig
-from pretrain.model.backbone import SparseBackbone, gather_patches, patchify
+from pretrain.model.backbone import SparseBackbone
 from pretrain.runs.checkpoint import Position
 from pretrain.runs.export import Origin, describe, write_export
 from pretrain.runs.exports import list_exports, read_export
@@ -17,6 +17,7 @@ from pretrain.training.loop import train
 from shards import storage
 from shards.errors import UserError
 from shards.tables import read_version
+from tests.pretrain.patches import gather
 
 MODEL = ModelConfig(image_px=32, patch_px=8, width=32, depth=3, heads=2)
 POSITION = Position(step=2, samples=20)
@@ -51,7 +52,7 @@ def description():
 
 def all_tokens(backbone, images):
     everything = torch.arange(16).expand(2, 16)
-    patches = gather_patches(patchify(images, 8), everything).flatten(2)
+    patches = gather(images, 8, everything)
     with torch.no_grad():
         tokens = backbone.run_blocks(backbone.embed(patches, everything, backbone.positions(4)), range(3))
         return backbone.norm(tokens)

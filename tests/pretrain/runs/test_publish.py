@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pretrain.config import Config, MixConfig
-from pretrain.model.backbone import SparseBackbone, gather_patches, patchify
+from pretrain.model.backbone import SparseBackbone
 from pretrain.runs.checkpoint import Position
 from pretrain.runs.export import Origin, describe, write_export
 from pretrain.runs.exports import export_url
@@ -23,6 +23,7 @@ from shards import storage
 from shards.cli import parse_config
 from shards.errors import UserError
 from shards.tables import read_version
+from tests.pretrain.patches import gather
 
 BANDS, MEAN, STD = ("red", "nir"), (0.25, 0.5), (0.125, 0.25)
 STEPS = (2, 4)
@@ -87,9 +88,7 @@ def test_the_code_in_the_card_works_without_this_package(out, backbones, tmp_pat
     assert torch.equal(images, expected)
     everything, backbone = torch.arange(16)[None], backbones[4]
     with torch.no_grad():
-        embedded = backbone.embed(
-            gather_patches(patchify(images, 8), everything).flatten(2), everything, backbone.positions(4)
-        )
+        embedded = backbone.embed(gather(images, 8, everything), everything, backbone.positions(4))
         ours = backbone.norm(backbone.run_blocks(embedded, range(backbone.depth)))
     torch.testing.assert_close(tokens, ours, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(features, ours[:, 0], atol=1e-6, rtol=1e-6)

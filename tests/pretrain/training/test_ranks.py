@@ -69,7 +69,7 @@ def config(variant):
     return replace(config, checkpoint=replace(config.checkpoint, every="20 steps"))
 
 
-@pytest.mark.parametrize("changes", [{}, {"shard": True, "accumulate": 2}])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"shard": True, "accumulate": 2}])
 def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_path, changes):
     alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
     outcome = train(alone)
@@ -131,10 +131,20 @@ def test_a_rank_that_is_killed_ends_all(config, wait_until_gone):
     assert "Traceback" not in result.stderr.partition("torch/distributed")[0]
 
 
-def test_what_one_rank_finds_wrong_all_leave_with_2(config, tmp_path):
-    result = finish(start(replace(config, data=str(tmp_path / "nothing"))))
-    lines = [line for line in result.stderr.splitlines() if line.startswith("pretrain: error: ")]
-    assert len(lines) == 1
-    assert str(tmp_path / "nothing") in lines[0]
+def test_what_ranks_find_wrong_one_tells_and_all_leave_with_2(tmp_path):
+    script = [
+        "bash",
+        "pretrain/launch/torchrun.sh",
+        "--data",
+        str(tmp_path / "nothing"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    environment = {**os.environ, "RANKS_PER_NODE": "2", "PYTHON": sys.executable}
+    result = subprocess.run(
+        [*script, "--device", "cpu"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("pretrain: error: ")]
+    assert str(tmp_path / "nothing") in line
     assert "exitcode  : 2" in result.stderr
-    assert not Path(config.run).exists()
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from pretrain.model.backbone import SparseBackbone
-from pretrain.model.weights import Weights, read_weights
+from pretrain.runs.weights import Weights, read_weights
 from shards.errors import UserError
 
 RGB = ("red", "green", "blue")
@@ -37,7 +37,7 @@ def load_initial(backbone: SparseBackbone, url: str, bands: Sequence[str]) -> st
 
     Args:
         backbone: of the student; the teacher is a copy of it.
-        url: see `pretrain.model.weights.read_weights`. Of files that hold several backbones the teacher's is taken
+        url: see `pretrain.runs.weights.read_weights`. Of files that hold several backbones the teacher's is taken
             (official PerA: teacher.backbone.*), else an average (…ema), else the only one.
         bands: of the run, in order. Weights for red, green and blue fit these three in any order, or one band, which
             then stands for all three. Others must have as many bands, and an export the same.

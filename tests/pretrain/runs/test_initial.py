@@ -11,13 +11,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from pretrain.config import ModelConfig
-from pretrain.model.backbone import SparseBackbone, gather_patches, patchify
-from pretrain.model.initial import load_initial
+from pretrain.model.backbone import SparseBackbone
 from pretrain.runs.checkpoint import Position
 from pretrain.runs.export import Origin, describe, write_export
+from pretrain.runs.initial import load_initial
 from shards.errors import UserError
+from tests.pretrain.patches import gather
 
-GOLDEN = Path(__file__).parent / "golden" / "pera_golden.npz"
+GOLDEN = Path(__file__).parents[1] / "model" / "golden" / "pera_golden.npz"
 TINY = ModelConfig(image_px=224, patch_px=16, width=192, depth=12, heads=3)
 SMALL = ModelConfig(image_px=32, patch_px=8, width=32, depth=2, heads=2)
 RGB = ("red", "green", "blue")
@@ -27,7 +28,7 @@ def features(backbone, images):
     """Tokens of all patches, after the norm."""
     patch_px, grid = backbone.patch_embed.proj.weight.shape[-1], backbone.grid
     everything = torch.arange(grid**2).expand(len(images), -1)
-    patches = gather_patches(patchify(images, patch_px), everything).flatten(2)
+    patches = gather(images, patch_px, everything)
     with torch.no_grad():
         tokens = backbone.embed(patches, everything, backbone.positions(grid))
         return backbone.norm(backbone.run_blocks(tokens, range(backbone.depth)))
