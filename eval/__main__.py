@@ -1,17 +1,18 @@
 """Command line of the evaluation: `python -m eval --models M [M …] --data name=PATH [name=PATH …] --out DIR`."""
 
 import shlex
+import time
 from collections.abc import Sequence
 
-from eval.config import EvalConfig
+from eval.config import QUICK, EvalConfig
 from shards import cli
 from shards.errors import UserError
 
-_DESCRIPTION = "Say what backbones are worth: k-NN and linear probe with intervals, against floors, in one report."
+_DESCRIPTION = "Say what backbones are worth: many protocols with intervals, against floors, in one report."
 
 
 def parse(argv: Sequence[str]) -> EvalConfig:
-    """Build the config from the command line; `--models` and `--data` take one or more values each.
+    """Build the config from the command line; `--models`, `--data` and `--protocols` take one or more values each.
 
     Raises:
         UserError: an unknown flag, a wrong type, a missing or refused value.
@@ -20,14 +21,26 @@ def parse(argv: Sequence[str]) -> EvalConfig:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument(
         "--models", nargs="+", type=str, required=True, metavar="M",
-        help="export folders, runs (their newest valid export), timm:NAME (weights on disk), floor:NAME",
+        help="export folders, RUN (its newest valid export), RUN@all, RUN@STEP, timm:NAME (weights on disk), "
+        "official:FILE.pth[?mean=R,G,B&std=R,G,B&heads=N], floor:NAME",
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", type=str, required=True, metavar="NAME=PATH",
-        help="labelled data: a folder or URL with one folder of images for every class",
+        help="labelled data: a folder or URL with one folder of images for every class, with images/ and masks/, or "
+        "with A/, B/ and label/; a dataset of ours with labels; torchgeo:NAME. PATH#bands=1-7 leaves out other bands",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocols", nargs="+", type=str, default=list(QUICK), metavar="P",
+        help="knn, linear, retrieval, few_shot, multi_scale, fine_tune; segmentation; change; or all, which is "
+        f"everything but fine_tune (default: {' '.join(QUICK)})",
     )  # fmt: skip
     parser.add_argument("--redo", action="store_true", help="compute again what the output folder already has")
-    parser.add_class_arguments(EvalConfig, skip={"models", "data", "redo"})
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on with new exports of the runs among --models until these are complete",
+    )
+    parser.add_class_arguments(EvalConfig, skip={"models", "data", "protocols", "redo", "watch"})
     values = vars(cli.parse(parser, argv))
     try:
         return EvalConfig(**{name: value for name, value in values.items() if name != "config"})
@@ -41,13 +54,23 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from eval.console import print_summary
-    from eval.evaluate import evaluate
-    from eval.report import write_report
+    from eval.data.decode import labelled_chips
+    from eval.evaluate import Evaluation
+    from eval.report.page import write_report
+    from eval.watch import watch
 
     console = Console(soft_wrap=True)
-    report = evaluate(config, shlex.join(["python", "-m", "eval", *argv]), console)
-    write_report(report, config.out)
-    print_summary(report, config.out, console)
+    with labelled_chips():
+        evaluation = Evaluation(config, shlex.join(["python", "-m", "eval", *argv]), console)
+        evaluation.run()
+
+        def write() -> None:
+            write_report(evaluation.report(), config.out)
+
+        write()
+        if config.watch:
+            watch(evaluation, write, console, time.sleep)
+    print_summary(evaluation.report(), config.out, console)
     return 0
 
 

@@ -1,204 +1,249 @@
-"""The evaluation as a whole: models × data sets × protocols → rows → report."""
+"""The evaluation as a whole: models × data sets × protocols → rows → report.
+
+One model is in memory at a time, and one data set's features. What a model costs is the extraction of its features;
+protocols run on what is cached. Rows go to OUT/results.parquet as they are made; rows there are not computed again.
+"""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.config import EvalConfig
-from eval.data import ClassFolders, open_class_folders, parse_specs
+from eval.data.split import TEST
 from eval.environment import describe_hardware, describe_versions
-from eval.features import FeatureTable, check_compatible, features_of
-from eval.models import Model
-from eval.protocols import PROTOCOLS, Outcome, Protocol, make_task
-from eval.resolve import resolve_models
+from eval.features import check_compatible
+from eval.models.model import Model
+from eval.models.resolve import Candidate, resolve_models
+from eval.pictures import Pictures, Stored, gallery_picture, pictures_of_patches
+from eval.prepared import Prepared, open_out, prepare
+from eval.protocols.task import Outcome, Picture
+from eval.questions import Question, Questions, questions
+from eval.report.pictures import PCA
 from eval.results import Results, Row
-from eval.split import TEST, Split, stratified_split
 from eval.statistics import bootstrap_interval
-from eval.summary import compare_all, confusions, sentences
-from shards import storage
+from eval.summary import chosen_rows, compare_all, confusions, sentences
 from shards.errors import UserError
 from shards.keyed import generator
-from shards.progress import Progress
 
-_TASK, _METRIC = "scene classification", "accuracy"
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A data set with its split."""
-
-    data: ClassFolders
-    split: Split
+_TASKS = {"classes": "scene classification", "masks": "semantic segmentation", "changes": "change detection"}
+_RETRIEVAL = "retrieval"
+_NUM_PCA = 3
 
 
 def evaluate(config: EvalConfig, command: str, console: Console) -> dict[str, Any]:
     """Evaluate all models on all data sets and return the report as JSON-able figures.
 
-    Rows go to OUT/results.parquet as they are made; rows that are there already are not computed again.
-
     Raises:
         UserError: anything in --models, --data or --out that cannot be used; before anything is written where
             that can be known before.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
-    started = time.time()
-    specs = parse_specs(config.data)
-    models = resolve_models(config.models, config.floors, _device(config), console.print)
-    prepared = [_prepare(name, url, config) for name, url in specs.items()]
-    for item in prepared:
-        for model in models:
-            check_compatible(model, item.data)
-    _open_out(config, prepared)
-    results, rows, costs, truth, rejected = Results(config.out), [], [], {}, {}
-    for item in prepared:
-        for model in models:
-            table = _features(model, item.data, config)
-            costs.append({"model": model.name, "data": item.data.name, "images_per_s": table.images_per_s})
-            truth[item.data.name], rejected[item.data.name] = _test_labels(item, table), table.rejected
-            for row in _rows(model, item, table, config, results):
-                rows.append(row)
-                console.print(f"  {row.protocol:16} {row.features:10} {_percent(row)}", highlight=False)
-    floors = {model.name for model in models if model.kind == "floor"}
-    comparisons = compare_all(rows, truth, floors)
-    classes = {item.data.name: item.data.classes for item in prepared}
-    return {
-        "format": "pera-eval",
-        "format_version": 1,
-        "command": command,
-        "config": asdict(config),
-        "hardware": describe_hardware(_device(config)),
-        "versions": describe_versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": time.time() - started,
-        "models": [_describe_model(model) for model in models],
-        "data": [_describe_data(item, rejected[item.data.name]) for item in prepared],
-        "rows": [row.figures() for row in rows],
-        "comparisons": [comparison.figures() for comparison in comparisons],
-        "verdicts": sentences(comparisons),
-        "confusions": [confusion.figures() for confusion in confusions(rows, truth, classes, floors)],
-        "costs": costs,
-    }
+    evaluation = Evaluation(config, command, console)
+    evaluation.run()
+    return evaluation.report()
 
 
-def _device(config: EvalConfig) -> torch.device:
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+class Evaluation:
+    """An evaluation that takes one model after the other and can report at any time."""
 
+    def __init__(self, config: EvalConfig, command: str, console: Console) -> None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
+        self.config, self._command, self._console = config, command, console
+        self._started = time.time()
+        self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.prepared = prepare(config)
+        self.candidates = resolve_models(
+            config.models, config.floors, self.device, partial(console.print, markup=False)
+        )
+        for candidate in self.candidates:
+            self.check(candidate)
+        open_out(config, self.prepared)
+        self._results, self._stored = Results(config.out), Pictures(config.out)
+        self._done: dict[str, Candidate] = {}
+        self._models: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, list[Row]] = {}
+        self._costs: list[dict[str, Any]] = []
+        self._pictures: dict[tuple[str, ...], list[Stored]] = {}
+        self._truth: dict[str, NDArray[np.int64]] = {}
+        self._rejected: dict[str, tuple[tuple[str, str], ...]] = {}
 
-def _prepare(name: str, url: str, config: EvalConfig) -> _Prepared:
-    data = open_class_folders(name, url, config.workers)
-    split = stratified_split(
-        data.paths, data.labels, seed=config.seed,
-        test_share=config.test_share, validation_share=config.validation_share,
-    )  # fmt: skip
-    return _Prepared(data, split)
+    def run(self) -> None:
+        """Evaluate all models that --models names; raises as `add`."""
+        for candidate in self.candidates:
+            self.add(candidate)
 
+    def check(self, candidate: Candidate) -> None:
+        """Raise UserError if a model cannot take one of the data sets."""
+        for item in self.prepared:
+            check_compatible(candidate, item.data)
 
-def _open_out(config: EvalConfig, prepared: list[_Prepared]) -> None:
-    """Write the resolved config and the splits: an unusable --out shows before the work."""
-    try:
-        with storage.user_errors(config.out):
-            text = yaml.safe_dump(asdict(config), sort_keys=False)
-            storage.write_bytes(storage.join(config.out, "config.yaml"), text.encode())
-            for item in prepared:
-                storage.write_bytes(storage.join(config.out, "splits", f"{item.data.name}.tsv"), item.split.table)
-    except FileExistsError as error:
-        raise UserError(f"--out {config.out} is a file: give a folder") from error
+    def add(self, candidate: Candidate) -> None:
+        """Evaluate a model on every data set; of many exports one that is damaged is passed over and told.
 
+        Raises:
+            UserError: the model is damaged or unusable, or too many images are unreadable.
+        """
+        try:
+            model = replace(candidate.load(), name=candidate.name)
+        except UserError as error:
+            if not candidate.may_fail:
+                raise
+            self._console.print(f"passed over: {error}", markup=False)
+            return
+        rows = []
+        for item in self.prepared:
+            with questions(model, item, self.config, self.device) as found:
+                self._costs.append({"model": model.name, "data": item.data.name, **asdict(found.cost)})
+                self._rejected[item.data.name] = found.rejected
+                if found.labels is not None:
+                    self._truth[item.data.name] = found.labels[found.parts == TEST]
+                for question in found.asked:
+                    rows += self._answers(candidate, model, item, found, question)
+                self._see_patches(candidate, model, item, found)
+        self._done[candidate.name], self._rows[candidate.name] = candidate, rows
+        self._models[candidate.name] = _describe_model(candidate, model)
 
-def _features(model: Model, data: ClassFolders, config: EvalConfig) -> FeatureTable:
-    done = 0
-    with Progress(f"{model.name} on {data.name}", len(data.paths), "images") as progress:
+    def _answers(
+        self, candidate: Candidate, model: Model, item: Prepared, found: Questions, question: Question
+    ) -> list[Row]:
+        """Return the rows of a question, from the results where they are there."""
+        keys = [self._key(model, item, name, question.features) for name in question.protocol.titles]
+        rows = [] if self.config.redo else [row for row in map(self._results.get, keys) if row is not None]
+        if not rows:
+            started = time.perf_counter()
+            outcomes = question.answer()
+            seconds = time.perf_counter() - started
+            rows = [
+                self._row(candidate, model, item, found, question.features, name, outcome, seconds)
+                for name, outcome in outcomes.items()
+            ]
+            for name, outcome in outcomes.items():
+                pictures = _pictures_of(item, outcome)
+                if pictures:
+                    key = self._picture_key(model, item, question.features)
+                    self._stored.put(pictures, item.data.name, model.name, name, *key)
+            self._results.append(rows)
+        for row in rows:
+            self._console.print(f"  {row.protocol:24} {row.features:10} {_percent(row)}", highlight=False)
+            self._pictures[row.data, row.model, row.protocol, row.features] = (
+                self._stored.get(row.protocol, *self._picture_key(model, item, row.features)) or []
+            )
+        return rows
 
-        def advance(num_images: int) -> None:
-            nonlocal done
-            done += num_images
-            progress.update(done)
+    def _key(self, model: Model, item: Prepared, protocol: str, features: str) -> tuple[Any, ...]:
+        return (item.data.name, item.data.digest, item.split.digest, model.name, model.digest, protocol, features,
+                self.config.num_draws, self.config.seed)  # fmt: skip
 
-        return features_of(
-            model, data, config.out,
-            batch_size=config.batch_size, workers=config.workers, redo=config.redo, advance=advance,
+    def _picture_key(self, model: Model, item: Prepared, features: str) -> tuple[Any, ...]:
+        return (item.data.name, item.data.digest, item.split.digest, model.name, model.digest, features,
+                self.config.seed)  # fmt: skip
+
+    def _row(
+        self, candidate: Candidate, model: Model, item: Prepared, found: Questions, features: str, protocol: str,
+        outcome: Outcome, seconds: float,
+    ) -> Row:  # fmt: skip
+        draw = generator("bootstrap", self.config.seed, item.data.name, model.name, protocol, features)
+        interval = bootstrap_interval(outcome.evidence, self.config.num_draws, draw)
+        return Row(
+            task=_RETRIEVAL if protocol.startswith(_RETRIEVAL) else _TASKS[item.data.kind],
+            data=item.data.name, data_digest=item.data.digest, split_digest=item.split.digest,
+            model=model.name, model_digest=model.digest, step=candidate.step, samples_seen=candidate.samples_seen,
+            protocol=protocol, features=features, metric=outcome.metric,
+            value=interval.value, low=interval.low, high=interval.high,
+            num_train=int((found.parts != TEST).sum()), num_test=outcome.evidence.num_images,
+            num_draws=self.config.num_draws, seed=self.config.seed, seconds=seconds,
+            detail=_with_classes(outcome, item, found), predictions=outcome.predictions, evidence=outcome.evidence,
         )  # fmt: skip
 
+    def _see_patches(self, candidate: Candidate, model: Model, item: Prepared, found: Questions) -> None:
+        """Add pictures of patch features of a few test images; floors have no features worth seeing."""
+        if candidate.is_floor:
+            return
+        key = self._picture_key(model, item, PCA)
+        stored = None if self.config.redo else self._stored.get(PCA, *key)
+        if stored is None:
+            places = _spread(found.index[found.parts == TEST], _NUM_PCA)
+            self._stored.put(pictures_of_patches(model, item.data, places), item.data.name, model.name, PCA, *key)
+            stored = self._stored.get(PCA, *key)
+        self._pictures[item.data.name, model.name, PCA, ""] = stored or []
 
-def _test_labels(item: _Prepared, table: FeatureTable) -> NDArray[np.int64]:
-    kept = table.index[item.split.parts[table.index] == TEST]
-    labels: NDArray[np.int64] = item.data.labels[kept]
-    return labels
+    def report(self) -> dict[str, Any]:
+        """Return the report on the models so far, JSON-able."""
+        done = _in_order(list(self._done.values()))
+        rows = [row for candidate in done for row in self._rows[candidate.name]]
+        chosen = chosen_rows(rows)
+        chosen_keys = {(row.data, row.model, row.protocol, row.features) for row in chosen}
+        floors = {candidate.name for candidate in done if candidate.is_floor}
+        comparisons = compare_all(rows, floors, {c.name: c.run for c in done if c.run is not None})
+        classes = {item.data.name: item.data.classes for item in self.prepared}
+        return {
+            "format": "pera-eval",
+            "format_version": 2,
+            "command": self._command,
+            "config": asdict(self.config),
+            "hardware": describe_hardware(self.device),
+            "versions": describe_versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
+            "seconds": time.time() - self._started,
+            "models": [self._models[candidate.name] for candidate in done],
+            "data": [item.figures(self._rejected.get(item.data.name, ())) for item in self.prepared],
+            "rows": [row.figures() | {"chosen": _place_of(row) in chosen_keys} for row in rows],
+            "comparisons": [comparison.figures() for comparison in comparisons],
+            "verdicts": sentences(comparisons),
+            "confusions": [confusion.figures() for confusion in confusions(rows, self._truth, classes, floors)],
+            "costs": self._costs,
+            "pictures": [
+                picture
+                for place, pictures in self._pictures.items()
+                if place in chosen_keys or place[2] == PCA
+                for picture in pictures
+            ],
+        }
 
 
-def _rows(model: Model, item: _Prepared, table: FeatureTable, config: EvalConfig, results: Results) -> Iterator[Row]:
-    """Yield every protocol's rows for every kind of features, computing what `results` lacks."""
-    labels, parts = item.data.labels[table.index], item.split.parts[table.index]
-    _check_parts(item, labels, parts)
-    for features, values in table.values.items():
-        task = make_task(values, labels, parts, standardise=model.standardise)
-        for protocol in PROTOCOLS:
-            known = [] if config.redo else _known(results, model, item, features, protocol, config)
-            if len(known) == len(protocol.titles):
-                yield from known
-                continue
-            started = time.perf_counter()
-            outcomes = protocol.run(task)
-            seconds = time.perf_counter() - started
-            for name, outcome in outcomes.items():
-                row = _row(model, item, features, name, outcome, labels, parts, config, seconds)
-                results.append(row)
-                yield row
+def _place_of(row: Row) -> tuple[str, str, str, str]:
+    return row.data, row.model, row.protocol, row.features
 
 
-def _check_parts(item: _Prepared, labels: NDArray[np.int64], parts: NDArray[np.int64]) -> None:
-    """Raise if unreadable images left a class without training or test images."""
-    for label, name in enumerate(item.data.classes):
-        mine = parts[labels == label]
-        if not (mine == TEST).any() or not (mine != TEST).any():
-            raise UserError(f"class {name!r} of {item.data.name} lost all training or test images to damage: mend them")
+def _in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return models as they came, exports of one run together by step, floors last."""
+    runs = list(dict.fromkeys(candidate.run or candidate.name for candidate in candidates))
+    return sorted(candidates, key=lambda c: (c.is_floor, runs.index(c.run or c.name), c.step or 0))
 
 
-def _known(
-    results: Results, model: Model, item: _Prepared, features: str, protocol: Protocol, config: EvalConfig
-) -> list[Row]:
-    keys = [(item.data.name, item.data.digest, item.split.digest, model.name, model.digest, name, features,
-             config.num_draws, config.seed) for name in protocol.titles]  # fmt: skip
-    return [row for row in map(results.get, keys) if row is not None]
+def _pictures_of(item: Prepared, outcome: Outcome) -> list[Picture]:
+    rows = outcome.detail.get("gallery")
+    return [*outcome.pictures, gallery_picture(item.data, rows)] if rows else outcome.pictures
 
 
-def _row(
-    model: Model, item: _Prepared, features: str, protocol: str, outcome: Outcome,
-    labels: NDArray[np.int64], parts: NDArray[np.int64], config: EvalConfig, seconds: float,
-) -> Row:  # fmt: skip
-    scores = (outcome.predictions == labels[parts == TEST]).astype(np.float64)
-    draw = generator("bootstrap", config.seed, item.data.name, model.name, protocol, features)
-    interval = bootstrap_interval(scores, config.num_draws, draw)
-    return Row(
-        task=_TASK, data=item.data.name, data_digest=item.data.digest, split_digest=item.split.digest,
-        model=model.name, model_digest=model.digest, protocol=protocol, features=features, metric=_METRIC,
-        value=interval.value, low=interval.low, high=interval.high,
-        num_train=int((parts != TEST).sum()), num_test=len(scores), num_draws=config.num_draws, seed=config.seed,
-        seconds=seconds, detail=outcome.detail, predictions=outcome.predictions,
-    )  # fmt: skip
+def _with_classes(outcome: Outcome, item: Prepared, found: Questions) -> dict[str, Any]:
+    """Add to a protocol's detail the accuracy of each class, where it predicts one class for each image."""
+    if outcome.predictions is None or found.labels is None:
+        return outcome.detail
+    truth = found.labels[found.parts == TEST]
+    right = outcome.predictions == truth
+    per_class = {name: float(right[truth == label].mean()) for label, name in enumerate(item.data.classes)}
+    return outcome.detail | {"per_class": per_class}
+
+
+def _spread(places: NDArray[np.int64], number: int) -> list[int]:
+    """Return some places at even distances: of sorted class folders some of different classes."""
+    chosen = np.linspace(0, len(places) - 1, min(number, len(places))).round().astype(int)
+    return [int(places[position]) for position in chosen]
 
 
 def _percent(row: Row) -> str:
     return f"{100 * row.value:5.1f} % ({100 * row.low:.1f} … {100 * row.high:.1f})"
 
 
-def _describe_model(model: Model) -> dict[str, Any]:
-    names = ("name", "kind", "digest", "description", "image_px", "bands", "dtype")
-    return {name: getattr(model, name) for name in names}
-
-
-def _describe_data(item: _Prepared, rejected: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    data = item.data
-    return {
-        "name": data.name, "url": data.url, "digest": data.digest, "split_digest": item.split.digest,
-        "classes": list(data.classes), "num_images": len(data.paths), "bands": list(data.bands), "dtype": data.dtype,
-        "rejected": [{"path": path, "reason": reason} for path, reason in rejected],
-    }  # fmt: skip
+def _describe_model(candidate: Candidate, model: Model) -> dict[str, Any]:
+    names = ("name", "kind", "digest", "description", "image_px", "patch_px", "bands", "dtype")
+    origin = {"run": candidate.run, "step": candidate.step, "samples_seen": candidate.samples_seen}
+    return {name: getattr(model, name) for name in names} | origin

@@ -1,35 +1,66 @@
 """Features of a data set under a model, computed once and cached by digest.
 
 Threads read, decode and resize while the main thread runs the backbone; a few batches are in flight at a time, so
-that memory holds the features (float32 [N, D]) and never the images.
+that memory holds the features (float32 [N, D]) and never the images. Patch features, which are larger, are in
+`eval.patches`.
 """
 
 import io
 import itertools
 import json
+import resource
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
-from eval.data import ClassFolders
-from eval.decode import UnreadableImageError, labelled_chips
-from eval.models import Model, digest_of
+from eval.data.decode import UnreadableImageError, labelled_chips
+from eval.data.kinds import LabelledData, Sample
+from eval.models.model import Model, digest_of
+from eval.models.resolve import Candidate
+from eval.models.windows import resized
 from shards import storage
 from shards.errors import UserError
 
-_MAX_REJECTED_SHARE = 0.01
-_TRANSFORM = "bicubic, antialias, square; 1"
+MAX_REJECTED_SHARE = 0.01
+_NUM_NAMED = 3
+_TRANSFORM = "bicubic, antialias, square; 2"
+_JOINED = "cls+mean"
 
 Advance = Callable[[int], None]
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How features are extracted."""
+
+    batch_size: int
+    """Images in a forward pass."""
+    workers: int
+    """Threads that read, decode and resize."""
+    redo: bool = False
+    """Whether the cache is written anew."""
+    advance: Advance = lambda num_images: None
+    """Is called with the number of images that were done since it was called before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the extraction of features took."""
+
+    images_per_s: float
+    """Reading, decoding, forward pass."""
+    memory_bytes: int
+    """The GPU's peak where there is one, else the peak of the process until then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +72,21 @@ class FeatureTable:
     values: dict[str, NDArray[np.float32]]
     """Each kind of feature, [M, D]."""
     rejected: tuple[tuple[str, str], ...]
-    """(path, reason) of every image left out."""
-    images_per_s: float
-    """Rate of the extraction: reading, decoding, forward pass."""
+    """(id, reason) of every image left out."""
+    cost: Cost
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    images: list[tuple[int, Tensor]]  # (place, [H, W, C])
-    rejected: list[tuple[str, str]]
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Features of some images after a change of size."""
+
+    places: tuple[int, ...]
+    """Which images, ascending."""
+    share: float
+    """Of their height and width that is left, before they are resized to the model's input."""
 
 
-def check_compatible(model: Model, data: ClassFolders) -> None:
+def check_compatible(model: Model | Candidate, data: LabelledData) -> None:
     """Raise UserError if the data cannot supply the bands or the type that a model takes."""
     missing = [band for band in model.bands or () if band not in data.bands]
     if missing:
@@ -64,35 +98,32 @@ def check_compatible(model: Model, data: ClassFolders) -> None:
         raise UserError(f"{model.name} takes {model.dtype} images, {data.name} is {data.dtype}: convert the images")
 
 
-def features_of(
-    model: Model, data: ClassFolders, out: str, *, batch_size: int, workers: int, redo: bool, advance: Advance
-) -> FeatureTable:
+def features_of(model: Model, data: LabelledData, out: str, work: Work, variant: Variant | None = None) -> FeatureTable:
     """Return the features of a data set, from OUT/features if they are there, else computed and stored.
 
-    `advance` is called with the number of images done. The result has `both` = cls and patch_mean side by side
-    where the model has these.
+    `cls+mean` is made here and not stored.
 
     Raises:
         UserError: more than 1 % of the images are unreadable; the first ones are named.
     """
-    key = digest_of(model.digest, model.image_px, model.bands, data.digest, _TRANSFORM)
+    places = variant.places if variant else range(len(data.ids))
+    changed = [list(variant.places), variant.share] if variant else None
+    key = digest_of(model.digest, model.image_px, model.bands, data.digest, _TRANSFORM, changed)
     url = storage.join(out, "features", f"{key[:32]}.npz")
-    if redo or not storage.exists(url):
-        table = extract(model, data, batch_size=batch_size, workers=workers, advance=advance)
+    if work.redo or not storage.exists(url):
+        table = extract(model, data, places, work, variant.share if variant else 1.0)
         storage.write_bytes(url, _encode(table))
     else:
         table = _decode(url)
-        advance(len(data.paths))
+        work.advance(len(places))
     values = dict(table.values)
     if {"cls", "patch_mean"} <= values.keys():
-        values["both"] = np.concatenate([values["cls"], values["patch_mean"]], axis=1)
-    return FeatureTable(
-        index=table.index, values=values, rejected=table.rejected, images_per_s=table.images_per_s
-    )  # fmt: skip
+        values[_JOINED] = np.concatenate([values["cls"], values["patch_mean"]], axis=1)
+    return FeatureTable(index=table.index, values=values, rejected=table.rejected, cost=table.cost)
 
 
-def extract(model: Model, data: ClassFolders, *, batch_size: int, workers: int, advance: Advance) -> FeatureTable:
-    """Compute the features of every readable image.
+def extract(model: Model, data: LabelledData, places: Sequence[int], work: Work, share: float = 1.0) -> FeatureTable:
+    """Compute the features of every readable image at some places, after scaling them to a share of their size.
 
     Raises:
         UserError: more than 1 % of the images are unreadable.
@@ -101,46 +132,83 @@ def extract(model: Model, data: ClassFolders, *, batch_size: int, workers: int, 
     index: list[int] = []
     parts: list[dict[str, Tensor]] = []
     rejected: list[tuple[str, str]] = []
-    for loaded in _load_ahead(model, data, batch_size, workers):
-        rejected += loaded.rejected
-        _check_rejected(data, rejected)
+
+    def prepare(sample: Sample) -> Tensor:
+        return model_input(sample, model.image_px, share)
+
+    for images, faults in load_ahead(model, data, places, work.batch_size, work.workers, prepare):
+        rejected += faults
+        check_rejected(data, rejected, len(places))
         # A model that takes images as they are sees one batch per run of equal sizes.
-        for _, group in itertools.groupby(loaded.images, key=lambda item: item[1].shape):
-            places, images = zip(*group, strict=True)
-            parts.append(_checked(model, model.embed(torch.stack(images))))
-            index += places
-        advance(len(loaded.images) + len(loaded.rejected))
+        for _, group in itertools.groupby(images, key=lambda item: item[1].shape):
+            some, stack = zip(*group, strict=True)
+            parts.append(_checked(model, model.embed(torch.stack(stack)).pooled))
+            index += some
+        work.advance(len(images) + len(faults))
+    check_rejected(data, rejected, len(places), at_end=True)
     return FeatureTable(
         index=np.array(index, np.int64),
         values={name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]},
         rejected=tuple(rejected),
-        images_per_s=len(data.paths) / (time.perf_counter() - started),
+        cost=cost_since(started, len(places)),
     )
+
+
+def model_input(sample: Sample, side_px: int | None, share: float = 1.0) -> Tensor:
+    """Return a sample's image [H, W, C], scaled to a share of its size, then to a square; None leaves it as it is."""
+    image = torch.from_numpy(np.array(sample.images[0]))
+    if share != 1:
+        height, width = (max(1, round(length * share)) for length in image.shape[:2])
+        image = resized(image, (height, width))
+    return image if side_px is None else resized(image, (side_px, side_px))
 
 
 def _checked(model: Model, features: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, values in features.items():
         if not bool(values.isfinite().all()):
             raise UserError(f"{model.name} gives {name} features that are not finite: its weights are unusable")
-    return features
+    return {name: values for name, values in features.items() if name != _JOINED}
 
 
-def _check_rejected(data: ClassFolders, rejected: list[tuple[str, str]]) -> None:
-    if len(rejected) > _MAX_REJECTED_SHARE * len(data.paths):
-        named = "; ".join(f"{path} ({reason})" for path, reason in rejected[:3])
+def check_rejected(
+    data: LabelledData, rejected: Sequence[tuple[str, str]], num_images: int, *, at_end: bool = False
+) -> None:
+    """Raise UserError if too many images are unreadable, as soon as three can be named."""
+    if len(rejected) > MAX_REJECTED_SHARE * num_images and (at_end or len(rejected) >= _NUM_NAMED):
+        named = "; ".join(f"{path} ({reason})" for path, reason in rejected[:_NUM_NAMED])
         raise UserError(
-            f"{data.name}: more than {_MAX_REJECTED_SHARE:.0%} of its {len(data.paths)} images are unreadable, "
+            f"{data.name}: more than {MAX_REJECTED_SHARE:.0%} of its {num_images} images are unreadable, "
             f"among them {named}: mend or remove them"
         )
 
 
-def _load_ahead(model: Model, data: ClassFolders, batch_size: int, workers: int) -> Iterator[_Loaded]:
-    """Yield the batches in order while the next ones are being read."""
-    starts = iter(range(0, len(data.paths), batch_size))
+def cost_since(started: float, num_images: int) -> Cost:
+    """Return the cost of an extraction that began at `started` of time.perf_counter."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        memory_bytes = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        memory_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Cost(images_per_s=num_images / (time.perf_counter() - started), memory_bytes=memory_bytes)
+
+
+def load_ahead(
+    model: Model,
+    data: LabelledData,
+    places: Sequence[int],
+    batch_size: int,
+    workers: int,
+    prepare: Callable[[Sample], Prepared],
+) -> Iterator[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]:
+    """Yield batches of (place, prepared sample) and of (id, reason) of the unreadable, while the next are being read.
+
+    `prepare` runs in the reading threads, on samples whose images are in the model's bands.
+    """
+    starts = iter(range(0, len(places), batch_size))
     with ThreadPoolExecutor(workers) as pool, labelled_chips():
 
-        def submit(start: int) -> "Future[_Loaded]":
-            return pool.submit(_load, model, data, range(start, min(start + batch_size, len(data.paths))))
+        def submit(start: int) -> "Future[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]":
+            return pool.submit(_load, model, data, places[start : start + batch_size], prepare)
 
         pending = deque(submit(start) for start in itertools.islice(starts, workers + 1))
         while pending:
@@ -149,40 +217,31 @@ def _load_ahead(model: Model, data: ClassFolders, batch_size: int, workers: int)
             yield loaded
 
 
-def _load(model: Model, data: ClassFolders, places: range) -> _Loaded:
-    chosen = None if model.bands in (None, data.bands) else [data.bands.index(band) for band in model.bands or ()]
-    images: list[tuple[int, Tensor]] = []
+def _load(
+    model: Model, data: LabelledData, places: Sequence[int], prepare: Callable[[Sample], Prepared]
+) -> tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]:
+    samples: list[tuple[int, Prepared]] = []
     rejected: list[tuple[str, str]] = []
     for place in places:
         try:
-            pixels = data.read(place)
+            sample = data.read(place)
         except UnreadableImageError as error:
-            rejected.append((data.paths[place], str(error)))
+            rejected.append((data.ids[place], str(error)))
             continue
-        if chosen is not None:
-            pixels = pixels[:, :, chosen]
-        images.append((place, resize(torch.from_numpy(np.array(pixels)), model.image_px)))
-    return _Loaded(images, rejected)
+        samples.append((place, prepare(in_bands_of(model, data, sample))))
+    return samples, rejected
 
 
-def resize(image: Tensor, side_px: int | None) -> Tensor:
-    """Resize an image [H, W, C] to a square, bicubic with antialiasing; None or an equal size leaves it as it is."""
-    if side_px is None or image.shape[:2] == (side_px, side_px):
-        return image
-    # Torch resizes uint8 and float natively; other integers go by way of float32 and stay within their range.
-    native = image.dtype == torch.uint8 or image.is_floating_point()
-    channels_first = (image if native else image.float()).permute(2, 0, 1)
-    resized: Tensor = transforms.resize(
-        channels_first, [side_px, side_px], transforms.InterpolationMode.BICUBIC, antialias=True
-    ).permute(1, 2, 0)
-    if native:
-        return resized
-    limits = np.iinfo(str(image.dtype).removeprefix("torch."))
-    return resized.round().clamp(limits.min, limits.max).to(image.dtype)
+def in_bands_of(model: Model, data: LabelledData, sample: Sample) -> Sample:
+    """Return a sample with the bands that a model takes, in its order."""
+    if model.bands in (None, data.bands):
+        return sample
+    chosen = [data.bands.index(band) for band in model.bands or ()]
+    return replace(sample, images=tuple(image[:, :, chosen] for image in sample.images))
 
 
 def _encode(table: FeatureTable) -> bytes:
-    info = json.dumps({"rejected": table.rejected, "images_per_s": table.images_per_s}).encode()
+    info = json.dumps({"rejected": table.rejected, "cost": asdict(table.cost)}).encode()
     out = io.BytesIO()
     arrays = {f"features.{name}": values for name, values in table.values.items()}
     np.savez(out, index=table.index, info=np.frombuffer(info, np.uint8), **arrays)  # type: ignore[arg-type]
@@ -198,4 +257,4 @@ def _decode(url: str) -> FeatureTable:
     except (zipfile.BadZipFile, ValueError, KeyError) as error:
         raise UserError(f"cached features {url} are damaged ({error}): remove the file and run again") from error
     rejected = tuple((path, reason) for path, reason in info["rejected"])
-    return FeatureTable(index=index, values=values, rejected=rejected, images_per_s=info["images_per_s"])
+    return FeatureTable(index=index, values=values, rejected=rejected, cost=Cost(**info["cost"]))

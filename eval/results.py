@@ -1,12 +1,14 @@
-"""Results: one row per (model, data set, protocol, features), appended as each is computed.
+"""Results: one row per (model, data set, protocol, features), appended as each protocol is done.
 
 The table is a Parquet file that is replaced as a whole, atomically, at each append: a killed evaluation leaves all
-rows that were done, and the same command goes on from there. Rows carry their predictions, so that models can be
-compared image by image without computing anything again.
+protocols that were done, and the same command goes on from there. Rows carry their evidence, so that models can be
+compared image by image without computing anything again. Cost: 8 bytes per test image and row before compression,
+4 bytes per image and pair of classes where pixels have classes.
 """
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from eval.statistics import Evidence
 from shards import storage
 from shards.errors import UserError
 
+_FORMAT = b"pera-eval-results 2"
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()), ("data", pa.string()), ("data_digest", pa.string()), ("split_digest", pa.string()),
-        ("model", pa.string()), ("model_digest", pa.string()), ("protocol", pa.string()), ("features", pa.string()),
+        ("model", pa.string()), ("model_digest", pa.string()), ("step", pa.int64()), ("samples_seen", pa.int64()),
+        ("protocol", pa.string()), ("features", pa.string()),
         ("metric", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
         ("num_train", pa.int64()), ("num_test", pa.int64()), ("num_draws", pa.int64()), ("seed", pa.int64()),
         ("seconds", pa.float64()), ("detail", pa.string()), ("predictions", pa.list_(pa.int32())),
-    ]
+        ("evidence", pa.binary()),
+    ],
+    metadata={b"format": _FORMAT},
 )  # fmt: skip
+_HEAVY = ("predictions", "evidence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,9 @@ class Row:
     split_digest: str
     model: str
     model_digest: str
+    step: int | None
+    """Optimiser step of an export; `samples_seen` alike. None where the model has none."""
+    samples_seen: int | None
     protocol: str
     features: str
     metric: str
@@ -53,9 +64,11 @@ class Row:
     seconds: float
     """Time of the protocol without the extraction of features."""
     detail: dict[str, Any]
-    """What else the protocol tells, JSON."""
-    predictions: NDArray[np.int64]
-    """Class of each test image, in the order of the data set's paths."""
+    """What else the protocol tells, JSON; `validation` is the metric on the validation part, or None."""
+    predictions: NDArray[np.int64] | None
+    """Class of each test image, in the order of the data set's ids; None where an image has not one class."""
+    evidence: Evidence
+    """What the metric was made of, test image by test image."""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -64,8 +77,8 @@ class Row:
                 self.features, self.num_draws, self.seed)  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
-        """Return everything but the predictions, JSON-able."""
-        return {name: getattr(self, name) for name in _SCHEMA.names if name != "predictions"}
+        """Return everything but predictions and evidence, JSON-able."""
+        return {name: getattr(self, name) for name in _SCHEMA.names if name not in _HEAVY}
 
 
 class Results:
@@ -79,14 +92,38 @@ class Results:
         """Return the row of a key, None if it is not there yet."""
         return self._rows.get(key)
 
-    def append(self, row: Row) -> None:
-        """Add a row, or replace the one with its key, and store the table."""
-        self._rows[row.key] = row
-        records = [row.figures() | {"detail": json.dumps(row.detail), "predictions": row.predictions.tolist()}
-                   for row in self._rows.values()]  # fmt: skip
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows, or replace those with their keys, and store the table: all of them or none."""
+        self._rows |= {row.key: row for row in rows}
         out = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(records, _SCHEMA), out, compression="zstd")
+        table = pa.Table.from_pylist([_record(row) for row in self._rows.values()], _SCHEMA)
+        pq.write_table(table, out, compression="zstd")
         storage.write_bytes(self._url, out.getvalue())
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return row.figures() | {
+        "detail": json.dumps(row.detail),
+        "predictions": None if row.predictions is None else row.predictions.astype(np.int32),
+        "evidence": encode_evidence(row.evidence),
+    }
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Return the units as a .npy file; counts as uint32, which a mask of 4·10⁹ pixels would need."""
+    units, out = evidence.units, io.BytesIO()
+    np.save(out, units.astype(np.uint32) if units.ndim == 3 else units, allow_pickle=False)
+    return out.getvalue()
+
+
+def decode_evidence(metric: str, data: bytes) -> Evidence:
+    """Return the evidence of `encode_evidence`'s bytes.
+
+    Raises:
+        ValueError: the bytes are no .npy file.
+    """
+    units = np.load(io.BytesIO(data), allow_pickle=False)
+    return Evidence(metric=metric, units=units.astype(np.int64) if units.ndim == 3 else units)
 
 
 def _read(url: str) -> list[Row]:
@@ -94,9 +131,16 @@ def _read(url: str) -> list[Row]:
         table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
     except pa.ArrowInvalid as error:
         raise UserError(f"{url} is damaged ({error}): remove it, or choose another --out") from error
-    if table.schema.names != _SCHEMA.names:
+    if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"format") != _FORMAT:
         raise UserError(f"{url} has other columns than this version writes: remove it, or choose another --out")
-    return [
-        Row(**(record | {"detail": json.loads(record["detail"]), "predictions": np.array(record["predictions"])}))
-        for record in table.to_pylist()
-    ]
+    return [_row(record) for record in table.to_pylist()]
+
+
+def _row(record: dict[str, Any]) -> Row:
+    predictions = record["predictions"]
+    values = {
+        "detail": json.loads(record["detail"]),
+        "predictions": None if predictions is None else np.array(predictions, np.int64),
+        "evidence": decode_evidence(record["metric"], record["evidence"]),
+    }
+    return Row(**(record | values))

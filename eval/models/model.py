@@ -1,7 +1,9 @@
-"""Backbones behind one small interface: `embed(images) -> features`.
+"""Backbones behind one small interface: `embed(images) -> pooled features, patch features`.
 
 An export and a timm model become a timm network with its own input size, bands and normalisation; floors are in
-`eval.floors`. Nothing is downloaded: timm weights count only if they lie in the Hugging Face cache, as safetensors.
+`eval.models.floors`, images of any size in `eval.models.windows`. Nothing is downloaded: timm weights count only if
+they lie in the Hugging Face cache, as safetensors. Cost: the network's forward pass; a batch's patch features take
+batch × patches × D × 4 bytes beside it (39 MB for 64 images of a ViT-B at 224 px).
 """
 
 import contextlib
@@ -20,12 +22,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from eval.exports import Export
+from eval.models.exports import Export
+from eval.models.pooling import Pooled, cell_px, pool
 from shards.errors import UserError
 from shards.keyed import hash64
 
 RGB = ("red", "green", "blue")
-Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Features of a batch of B images, float32 on the CPU."""
+
+    pooled: Pooled
+    """Features of each whole image, [B, D] by name: `cls`, `patch_mean` and `cls+mean` (the two side by side) of a
+    transformer, `pooled` of another network, `stats` and `responses` of the floors."""
+    patches: Tensor | None
+    """[B, h, w, D], the last features on the grid of patches, row 0 in the north; None where a model has no grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +61,14 @@ class Model:
     """Type of the images it takes; None: any."""
     standardise: bool
     """Whether k-NN needs features standardised over the training part (their units differ)."""
-    embed: Callable[[Tensor], Features]
-    """Map images [B, H, W, C] in their type's own units to features, float32 [B, D] each, on the CPU."""
+    patch_px: int | None
+    """Side of a cell of the patch grid, pixels of the input; None where it is unknown or there is no grid."""
+    embed: Callable[[Tensor], Embedded]
+    """Map images [B, H, W, C] in their type's own units to features."""
+    network: nn.Module | None = None
+    """The timm network, for fine-tuning; None where there is nothing to tune."""
+    normalise: Callable[[Tensor], Tensor] | None = None
+    """Map images [B, H, W, C] to the network's input, float32 [B, C, H, W] on its device; None without a network."""
 
 
 def digest_of(*parts: Any) -> str:
@@ -82,6 +101,8 @@ def random_init_of_export(export: Export, device: torch.device) -> Model:
 def _model_of_export(
     export: Export, network: nn.Module, device: torch.device, *, name: str, kind: str, origin: str
 ) -> Model:
+    network = network.eval().to(device)
+    normalise = normaliser(export.mean, export.std, device)
     return Model(
         name=name,
         kind=kind,
@@ -93,7 +114,10 @@ def _model_of_export(
         bands=export.bands,
         dtype=export.dtype,
         standardise=False,
-        embed=embedder(network, export.mean, export.std, device),
+        patch_px=cell_px(network),
+        embed=embedder(network, normalise),
+        network=network,
+        normalise=normalise,
     )
 
 
@@ -134,6 +158,8 @@ def _model_of_timm(
     name: str, network: nn.Module, config: Any, device: torch.device, *, kind: str, origin: str, label: str
 ) -> Model:
     image_px = int(config.input_size[-1])
+    network = network.eval().to(device)
+    normalise = normaliser(config.mean, config.std, device)
     return Model(
         name=label,
         kind=kind,
@@ -143,7 +169,10 @@ def _model_of_timm(
         bands=RGB,
         dtype="uint8",
         standardise=False,
-        embed=embedder(network, config.mean, config.std, device),
+        patch_px=cell_px(network),
+        embed=embedder(network, normalise),
+        network=network,
+        normalise=normalise,
     )
 
 
@@ -168,18 +197,27 @@ def _cached_weights(name: str, config: Any) -> Path:
     return Path(path)
 
 
-def embedder(
-    network: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> Callable[[Tensor], Features]:
-    """Return `embed` of a timm network: scale to 0…1, normalise, forward, pool."""
-    network = network.eval().to(device)
+def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the way from images [B, H, W, C] to a network's input: scaled to 0…1, normalised by band, [B, C, H, W]."""
     shift = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
     scale = torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]
 
-    def embed(images: Tensor) -> Features:
+    def normalise(images: Tensor) -> Tensor:
+        return (unit_range(images.to(device)).permute(0, 3, 1, 2) - shift) / scale
+
+    return normalise
+
+
+def embedder(network: nn.Module, normalise: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Embedded]:
+    """Return `embed` of a timm network in evaluation mode: normalise, forward, pool."""
+
+    def embed(images: Tensor) -> Embedded:
         with torch.inference_mode():
-            x = (unit_range(images.to(device)).permute(0, 3, 1, 2) - shift) / scale
-            return {name: values.float().cpu() for name, values in pool(network, x).items()}
+            pooled, patches = pool(network, normalise(images))
+            return Embedded(
+                pooled={name: values.float().cpu() for name, values in pooled.items()},
+                patches=None if patches is None else patches.float().cpu(),
+            )
 
     return embed
 
@@ -189,21 +227,6 @@ def unit_range(images: Tensor) -> Tensor:
     if images.is_floating_point():
         return images.float()
     return images.float() / float(np.iinfo(str(images.dtype).removeprefix("torch.")).max)
-
-
-def pool(network: Any, x: Tensor) -> Features:
-    """Run a timm network on x [B, C, H, W] and pool its last features to [B, D].
-
-    A transformer gives `cls` and `patch_mean` (the mean over patch tokens), without a class token `patch_mean` alone;
-    any other network gives `pooled`, what its classifier would see.
-    """
-    out = network.forward_features(x)
-    if out.ndim != 3:
-        return {"pooled": network.forward_head(out, pre_logits=True)}
-    patch_mean = out[:, network.num_prefix_tokens :].mean(dim=1)
-    if getattr(network, "cls_token", None) is None:
-        return {"patch_mean": patch_mean}
-    return {"cls": out[:, 0], "patch_mean": patch_mean}
 
 
 @contextlib.contextmanager

@@ -1,25 +1,53 @@
-"""From the words after --models to models: exports, runs, timm names, floors."""
+"""From the words after --models to models: exports, runs, timm names, official weights, floors.
+
+A candidate is loaded when its turn comes and dropped after it, so that RUN@all needs the memory of one model. What a
+word names is looked up at once: mistakes show before the work.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from eval.exports import Export, find_export
-from eval.floors import floor_model
-from eval.models import Model, export_model, random_init_of_export, random_init_of_timm, timm_model
+from eval.models.exports import Export, read_export
+from eval.models.floors import floor_model
+from eval.models.model import Model, export_model, random_init_of_export, random_init_of_timm, timm_model
+from eval.models.official import official_export
+from eval.models.runs import find_exports
 from shards.errors import UserError
 
 _FREE_FLOORS = ("floor:image_stats", "floor:random_conv")
+_KINDS = ("timm:", "floor:", "official:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that can be loaded."""
+
+    name: str
+    """As the report calls it; unique within a report."""
+    bands: tuple[str, ...] | None
+    """Bands it takes, in order; None: whatever the data have."""
+    dtype: str | None
+    """Type of the images it takes; None: any."""
+    load: Callable[[], Model]
+    """Build it; raises UserError if its weights are damaged."""
+    is_floor: bool = False
+    run: str | None = None
+    """URL of the run that exported it; `step` and `samples_seen` say when."""
+    step: int | None = None
+    samples_seen: int | None = None
+    may_fail: bool = False
+    """One of many exports: if it cannot be loaded it is passed over and told, as a damaged export of a run is."""
 
 
 def resolve_models(
     words: Sequence[str], add_floors: bool, device: torch.device, tell: Callable[[str], None]
-) -> list[Model]:
-    """Load every model, the floors last, each once.
+) -> list[Candidate]:
+    """Find every model, the floors last, each once.
 
     Args:
-        words: export folders, runs, timm:NAME, floor:NAME.
+        words: export folders, runs, RUN@all, RUN@STEP, timm:NAME, official:FILE.pth, floor:NAME.
         add_floors: whether to add the floors that the words lack.
         device: where networks run.
         tell: is given a line for each export of a run that was passed over as invalid.
@@ -28,17 +56,25 @@ def resolve_models(
         UserError: a word names nothing that can be loaded.
     """
     words = list(dict.fromkeys(words))
-    exports: dict[str, Export] = {}
+    exports: dict[str, list[Export]] = {}
     for word in words:
-        if not word.startswith(("timm:", "floor:")):
-            exports[word], faults = find_export(word)
+        if not word.startswith(_KINDS):
+            exports[word], faults = find_exports(word)
             for fault in faults:
                 tell(f"passed over: {fault}")
     if add_floors:
         words += [floor for floor in _default_floors(words, bool(exports)) if floor not in words]
-    first = next(iter(exports.values()), None)
-    models = [_load(word, exports.get(word), first, device) for word in words]
-    return _with_unique_names(words, sorted(models, key=lambda model: model.kind == "floor"), models)
+    first = next((found[-1] for found in exports.values()), None)
+    named: list[tuple[str, Candidate]] = []
+    for word in words:
+        if word in exports:
+            lazy = len(exports[word]) > 1
+            named += [(export.url, export_candidate(export, device, lazy=lazy)) for export in exports[word]]
+        else:
+            named.append((word, _eager(_load(word, first, device))))
+    # RUN and RUN@STEP may be the same export.
+    once = list(dict(named).items())
+    return _with_unique_names(sorted(once, key=lambda item: item[1].is_floor))
 
 
 def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
@@ -46,12 +82,32 @@ def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
     return ["floor:random_init"] * (any_export and not has_random_init) + list(_FREE_FLOORS)
 
 
-def _load(word: str, export: Export | None, first: Export | None, device: torch.device) -> Model:
-    if export is not None:
-        return export_model(export, device)
+def export_candidate(export: Export, device: torch.device, *, lazy: bool) -> Candidate:
+    """Return the candidate of an export; a lazy one reads its weights when it is loaded, and holds none."""
+    if lazy:
+        load = lambda: export_model(read_export(export.url), device)  # noqa: E731
+    else:
+        model = export_model(export, device)
+        load = lambda: model  # noqa: E731
+    return Candidate(
+        name=export.label, bands=export.bands, dtype=export.dtype, load=load,
+        run=export.run, step=export.step, samples_seen=export.samples_seen, may_fail=lazy,
+    )  # fmt: skip
+
+
+def _eager(model: Model) -> Candidate:
+    return Candidate(
+        name=model.name, bands=model.bands, dtype=model.dtype, load=lambda: model, is_floor=model.kind == "floor"
+    )
+
+
+def _load(word: str, first: Export | None, device: torch.device) -> Model:
     kind, _, name = word.partition(":")
     if kind == "timm":
         return timm_model(name, device)
+    if kind == "official":
+        export = official_export(name)
+        return replace(export_model(export, device), name=f"official {export.label}")
     if name.startswith("random_init="):
         return random_init_of_timm(name.partition("=")[2], device)
     if name == "random_init":
@@ -64,8 +120,9 @@ def _load(word: str, export: Export | None, first: Export | None, device: torch.
     return floor_model(name)
 
 
-def _with_unique_names(words: Sequence[str], ordered: list[Model], loaded: list[Model]) -> list[Model]:
-    """Name models alike by the words that the user gave for them."""
-    names = [model.name for model in ordered]
-    word_of = {id(model): word for word, model in zip(words, loaded, strict=True)}
-    return [replace(model, name=word_of[id(model)]) if names.count(model.name) > 1 else model for model in ordered]
+def _with_unique_names(named: list[tuple[str, Candidate]]) -> list[Candidate]:
+    """Name candidates alike by the words or URLs that they come from."""
+    names = [candidate.name for _, candidate in named]
+    return [
+        replace(candidate, name=word) if names.count(candidate.name) > 1 else candidate for word, candidate in named
+    ]

@@ -53,3 +53,44 @@ def write_classes() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def write_masks() -> Callable[..., Path]:
+    """Write images/ of dark and bright halves with masks/ that tell them apart."""
+
+    def write(folder: Path, num_images: int = 12, side_px: int = 32) -> Path:
+        draw = np.random.default_rng(1)
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True)
+        for number in range(num_images):
+            mask = np.zeros((side_px, side_px), np.uint8)
+            mask[:, draw.integers(8, side_px - 8) :] = 1
+            pixels = draw.normal(np.where(mask, 180, 60)[..., None], 15, (side_px, side_px, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_pairs() -> Callable[..., Path]:
+    """Write A/, B/ and label/: B has a bright square that A lacks, and the label shows it."""
+
+    def write(folder: Path, num_images: int = 10, side_px: int = 32) -> Path:
+        draw = np.random.default_rng(2)
+        for name in ("A", "B", "label"):
+            (folder / name).mkdir(parents=True)
+        for number in range(num_images):
+            mask = np.zeros((side_px, side_px), np.uint8)
+            top, left = draw.integers(0, side_px - 12, 2)
+            mask[top : top + 12, left : left + 12] = 255
+            before = draw.normal(80, 10, (side_px, side_px, 3))
+            after = np.where(mask[..., None] > 0, 220, draw.normal(80, 10, (side_px, side_px, 3)))
+            for name, pixels in (("A", before), ("B", after)):
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number}.png")
+            Image.fromarray(mask).save(folder / "label" / f"{number}.png")
+        return folder
+
+    return write

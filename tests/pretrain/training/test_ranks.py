@@ -69,7 +69,10 @@ def config(variant):
     return replace(config, checkpoint=replace(config.checkpoint, every="20 steps"))
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"shard": True, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"accumulate": 2}, marks=pytest.mark.long), {"shard": True, "accumulate": 2}],
+)
 def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_path, changes):
     alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
     outcome = train(alone)

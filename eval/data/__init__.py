@@ -1,0 +1,1 @@
+"""What is evaluated on: labelled images of several kinds, and their splits."""

@@ -1,0 +1,1 @@
+"""What people see: one page, its pictures and its figures as text."""

@@ -1,0 +1,66 @@
+"""The report as Markdown: the same figures as the page, for a terminal, a wiki or a diff."""
+
+from eval.report.contents import Contents, Figures, Table, contents, interval, percent, points
+from eval.report.markup import count
+
+
+def markdown(report: Figures) -> str:
+    """Return verdicts, all tables, and where the figures come from."""
+    index = contents(report)
+    lines = ["# What the backbones are worth", "", *[f"- {_plain(text)}" for text in report.get("verdicts", [])], ""]
+    for each in index.tables:
+        lines += [*_table(index, each), ""]
+    lines += ["## Where the figures come from", "", *_models(report), "", *_data(report), ""]
+    if report.get("costs"):
+        lines += [*_costs(report), ""]
+    versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
+    closing = ", ".join(filter(None, (str(report.get(name, "")) for name in ("hardware", "started"))))
+    return "\n".join([*lines, f"    {report.get('command', '')}", "", closing, "", versions, ""])
+
+
+def _table(index: Contents, each: Table) -> list[str]:
+    lines = [
+        f"## {_plain(each.data)}: {each.title}",
+        "",
+        f"| model | features | {each.metric.lower()}, % | 95 % interval | floors |",
+        "|---|---|---|---|---|",
+    ]
+    for row in each.rows:
+        floors = "; ".join(
+            f"{found['verdict']} ({_plain(found['other'])} {points(found)})"
+            for found in index.against(row)
+            if found["other"] in index.floors
+        )
+        cells = (_plain(row["model"]), _plain(row["features"]), percent(row["value"]), interval(row), floors)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _models(report: Figures) -> list[str]:
+    rows = [
+        f"| {_plain(model['name'])} | {_plain(str(model.get('description', '')))} | {model.get('digest', '')} |"
+        for model in report["models"]
+    ]
+    return ["| model | what it is | digest |", "|---|---|---|", *rows]
+
+
+def _data(report: Figures) -> list[str]:
+    return [
+        f"Data {_plain(data['name'])}: {count(data.get('num_images', 0), 'image')}, {len(data.get('rejected') or [])} "
+        f"left out, digest {data.get('digest', '')}, split {data.get('split_digest', '')}"
+        for data in report["data"]
+    ]
+
+
+def _costs(report: Figures) -> list[str]:
+    rows = [
+        f"| {_plain(each['model'])} | {_plain(each['data'])} | {each.get('images_per_s') or 0:,.1f} | "
+        f"{(each.get('memory_bytes') or 0) / 2**20:,.0f} |"
+        for each in report["costs"]
+    ]
+    return ["| model | data | images/s | peak memory, MiB |", "|---|---|---|---|", *rows]
+
+
+def _plain(text: str) -> str:
+    """Return a text that cannot end a table's cell or its line."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from eval.data.decode import UnreadableImageError, decode
+
+
+def _tiff(path: Path, pixels: np.ndarray, **profile) -> bytes:
+    height, width, count = pixels.shape
+    size = {"width": width, "height": height, "count": count}
+    with rasterio.open(path, "w", driver="GTiff", dtype=pixels.dtype, **size, **profile) as image:
+        image.write(np.moveaxis(pixels, 2, 0))
+    return path.read_bytes()
+
+
+def test_pillow_modes_become_red_green_blue(tmp_path: Path):
+    grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    colour = np.dstack([grey, grey + 1, grey + 2])
+    for name, image, expected in [
+        ("grey.png", Image.fromarray(grey), np.dstack([grey] * 3)),
+        ("alpha.png", Image.fromarray(np.dstack([colour, grey])), colour),
+        ("palette.png", Image.fromarray(colour).quantize(colors=64), colour),
+    ]:
+        image.save(tmp_path / name)
+        pixels, bands = decode(name, (tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(pixels, expected)
+        assert bands == ("red", "green", "blue")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_geotiff_bands_have_names(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 4000, (8, 9, 4)).astype(np.uint16)
+    read, bands = decode("a.tif", _tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
+    np.testing.assert_array_equal(read, pixels)
+    assert bands == ("red", "green", "blue", "band_4")
+    path = tmp_path / "b.tif"
+    _tiff(path, pixels)
+    with rasterio.open(path, "r+") as image:
+        image.descriptions = ("Red", "Green", "Blue", "NIR")
+    assert decode("b.tif", path.read_bytes())[1] == ("red", "green", "blue", "nir")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_damaged_bytes_are_one_error(tmp_path: Path, name):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for damaged in (b"", b"nonsense", whole[: len(whole) // 3]):
+        with pytest.raises(UnreadableImageError):
+            decode(name, damaged)

@@ -1,0 +1,65 @@
+from eval.report.contents import contents, leading, run_of
+
+
+def _row(model, features, value, validation, **more):
+    return {"task": "t", "data": "d", "protocol": "linear", "model": model, "features": features, "value": value,
+            "low": value, "high": value, "detail": {"validation": validation}} | more  # fmt: skip
+
+
+def _index(rows, **more):
+    models = [{"name": name, "kind": "export"} for name in dict.fromkeys(row["model"] for row in rows)]
+    return contents({"models": models, "data": [{"name": "d"}], "rows": rows} | more)
+
+
+def test_validation_chooses_the_features_and_test_figures_do_not():
+    (table,) = _index([_row("a", "cls", 0.9, 0.5), _row("a", "mean", 0.7, 0.6)]).tables
+    assert table.chosen()["a"]["features"] == "mean"
+    (table,) = _index([_row("a", "mean", 0.9, None), _row("a", "cls", 0.7, None)]).tables
+    assert table.chosen()["a"]["features"] == "cls"
+    (table,) = _index([_row("a", "cls", 0.9, 0.9), _row("a", "mean", 0.7, 0.6, chosen=True)]).tables
+    assert table.chosen()["a"]["features"] == "mean"
+
+
+def test_newest_is_the_last_step_of_each_run():
+    rows = [_row(f"run step {step}", "cls", 0.5, 0.5, step=step) for step in (900, 1000)]
+    rows += [_row("other step 5", "cls", 0.5, 0.5, step=5), _row("timm:x step 7", "cls", 0.5, 0.5)]
+    assert _index(rows).newest == {"run step 1000", "other step 5", "timm:x step 7"}
+
+
+def test_a_run_is_its_name_without_the_step():
+    assert [run_of(name) for name in ("run step 100", "a/b step 1,000", "step 3", "steps 3")] == [
+        "run", "a/b", "step 3", "steps 3",
+    ]  # fmt: skip
+
+
+def test_a_comparison_is_turned_round():
+    rows = [_row("a", "cls", 0.5, 0.5), _row("b", "mean", 0.7, 0.5)]
+    found = {"data": "d", "protocol": "linear", "model": "b", "features": "mean", "other": "a",
+             "other_features": "cls", "value": 0.2, "low": 0.1, "high": 0.35, "verdict": "better"}  # fmt: skip
+    index = _index(rows, comparisons=[found])
+    assert index.between(rows[1], rows[0]) == found
+    turned = index.between(rows[0], rows[1])
+    assert [turned[name] for name in ("value", "low", "high", "verdict")] == [-0.2, -0.35, -0.1, "worse"]
+    assert (turned["model"], turned["other"]) == ("a", "b")
+    assert index.between(rows[0], rows[0] | {"features": "mean"}) is None
+
+
+def test_tables_are_in_order_and_their_rows_from_the_best(report):
+    index = contents(report)
+    tasks = list(dict.fromkeys((each.task, each.data) for each in index.tables))
+    assert tasks == [
+        ("scene classification", "eurosat"),
+        ("scene classification", "resisc45"),
+        ("semantic segmentation", "loveda"),
+        ("change detection", "levir"),
+    ]
+    assert len(index.tables) == 2 * 7 + 2 + 2
+    for table in index.tables:
+        values = [row["value"] for row in table.rows]
+        assert values == sorted(values, reverse=True)
+    assert sum(len(table.rows) for table in index.tables) == len(report["rows"])
+
+
+def test_a_task_without_leading_protocols_shows_its_first_two():
+    rows = [_row("a", "cls", 0.5, 0.5, protocol=name) for name in ("x", "y", "z")]
+    assert [table.protocol for table in leading(_index(rows).tables)] == ["x", "y"]

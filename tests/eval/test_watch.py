@@ -1,0 +1,94 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from eval.__main__ import parse
+from eval.evaluate import Evaluation
+from eval.watch import watch
+from shards.errors import UserError
+
+
+def _evaluation(models, data, out):
+    arguments = ["--models", *map(str, models), "--data", f"d={data}", "--out", str(out), "--floors", "false"]
+    evaluation = Evaluation(parse([*arguments, "--protocols", "knn"]), "", Console(file=io.StringIO()))
+    evaluation.run()
+    return evaluation
+
+
+def test_exports_are_evaluated_as_they_come_until_the_run_is_complete(tmp_path: Path, write_export, write_classes):
+    run, console = tmp_path / "run", Console(file=io.StringIO())
+    write_export(run / "exports" / "step_00000010", step=10)
+    (run / "config.yaml").write_text(yaml.safe_dump({"schedule": {"length": "40 steps"}}))
+    evaluation = _evaluation([run], write_classes(tmp_path / "d"), tmp_path / "out")
+    waits, reports = [], []
+
+    def export(step):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "samples": step, "epoch": 1}) + "\n")
+        write_export(run / "exports" / f"step_{step:08d}", step=step)
+
+    def sleep(seconds):
+        """Another 20 steps and a damaged export, then the end."""
+        waits.append(seconds)
+        if len(waits) == 1:
+            export(20)
+            write_export(run / "exports" / "step_00000030", step=30)
+            (run / "exports" / "step_00000030" / "model.safetensors").write_bytes(b"?")
+        elif len(waits) == 2:
+            export(40)
+
+    def write():
+        reports.append([(row["model"], row["step"], row["samples_seen"]) for row in evaluation.report()["rows"]])
+
+    watch(evaluation, write, console, sleep)
+    assert waits == [30, 30]
+    steps = [sorted({step for _, step, _ in report}) for report in reports]
+    assert steps == [[10, 20], [10, 20, 40]]
+    assert ("run step 40", 40, 400) in reports[-1]
+    assert "step_00000030/model.safetensors is corrupt" in console.file.getvalue().replace("\n", "")
+
+
+def test_a_complete_run_is_not_waited_for(tmp_path: Path, write_export, write_classes):
+    run = tmp_path / "run"
+    write_export(run / "exports" / "step_00000010", step=10)
+    (run / "config.yaml").write_text(yaml.safe_dump({"schedule": {"length": "10 steps"}}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "samples": 10, "epoch": 1}) + "\n")
+    evaluation = _evaluation([run], write_classes(tmp_path / "d"), tmp_path / "out")
+
+    def never(*_):
+        raise AssertionError
+
+    watch(evaluation, never, Console(file=io.StringIO()), never)
+
+
+def test_all_runs_are_watched(tmp_path: Path, write_export, write_classes):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        write_export(run / "exports" / "step_00000010", step=10)
+        (run / "config.yaml").write_text(yaml.safe_dump({"schedule": {"length": "20 steps"}}))
+    evaluation = _evaluation(runs, write_classes(tmp_path / "d"), tmp_path / "out")
+    for run in runs:
+        write_export(run / "exports" / "step_00000020", step=20)
+    finished = []
+
+    def sleep(seconds):
+        """Each run's end is logged while the other still goes on."""
+        run = runs[len(finished)]
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 20, "samples": 20, "epoch": 1}) + "\n")
+        finished.append(run)
+
+    watch(evaluation, lambda: None, Console(file=io.StringIO()), sleep)
+    assert len(finished) == 2
+    assert {row["model"] for row in evaluation.report()["rows"]} == {
+        f"{run} step {step}" for run in ("one", "two") for step in (10, 20)
+    }
+
+
+def test_there_must_be_a_run(tmp_path: Path, write_classes):
+    evaluation = _evaluation(["floor:image_stats"], write_classes(tmp_path / "d"), tmp_path / "out")
+    with pytest.raises(UserError, match="--watch needs a run among --models"):
+        watch(evaluation, lambda: None, Console(file=io.StringIO()), lambda seconds: None)
