@@ -58,6 +58,8 @@ def start(*arguments):
         [sys.executable, "-m", "pretrain", *arguments, *SMALL],
         cwd=REPOSITORY,
         start_new_session=True,
+        # Who runs tests in the background of a shell has them ignore Ctrl-C, and so what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

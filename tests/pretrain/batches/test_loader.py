@@ -266,6 +266,8 @@ def test_a_stop_while_workers_begin_is_quiet(data_url, tmp_path, wait_until_gone
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            # Who runs tests in the background of a shell has them ignore Ctrl-C, and so what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout.readline() == b"begin\n"
         time.sleep(delay_s)
