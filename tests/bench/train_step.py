@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pretrain.config import Config
-from pretrain.model.backbone import gather_patches, patchify
 from pretrain.model.flops import step_flops
 from pretrain.model.inputs import ViewPatches
 from pretrain.model.losses import koleo_and_gradient
@@ -17,6 +16,7 @@ from pretrain.model.pera import PerA
 from pretrain.training.peak import product_seconds
 from tests.bench.train_plain import DenseViews, PlainPerA, PlainTrainer, our_names
 from tests.bench.train_setup import CONFIGS, NUM_BANDS, SMALL, make_trainer, noise_batch, with_batch, with_depth
+from tests.pretrain.patches import gather
 
 _ROUNDS, _SIDE, _PRODUCTS = 5, 2048, 3
 _ASKED = {"2 × 224², K 4,096": 0.70, "2 × 448², K 65,536": 0.60}
@@ -116,7 +116,7 @@ def to_patches(views: DenseViews, patch_px: int) -> ViewPatches:
 
     def pick(images_NCHW: Tensor, mask_NL: Tensor) -> tuple[Tensor, Tensor]:
         indices_NP = mask_NL.nonzero()[:, 1].unflatten(0, (len(mask_NL), -1))
-        return gather_patches(patchify(images_NCHW, patch_px), indices_NP).flatten(2), indices_NP
+        return gather(images_NCHW, patch_px, indices_NP), indices_NP
 
     student_NPD, student_indices_NP = pick(views.student_NCHW, views.student_NL)
     learnable_NPD, learnable_indices_NP = pick(views.student_NCHW, views.learnable_NL)
