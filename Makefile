@@ -28,7 +28,7 @@ demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → rep
 	@echo; echo "== done =="
 	@echo "scenes    $(DEMO)/sample/scenes   labelled chips  $(DEMO)/sample/chips"
 	@echo "dataset   $(DEMO)/dataset         its card        $(DEMO)/dataset/card.html"
-	@echo "backbone  $(DEMO)/run/exports     curves          $(BIN)/tensorboard --logdir $(DEMO)/run/tensorboard"
+	@echo "backbone  $(DEMO)/run/exports     its curves      $(DEMO)/run/curves.html"
 	@echo "report    $(DEMO)/report/report.html"
 	@echo "next      make ingest SCENES=<your scenes> OUT=<dataset>"
 
