@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pretrain.batches.masks import set_sizes
+from pretrain.batches.masks import SetSizes, set_sizes
 from pretrain.training.schedules import parse_duration
 
 
@@ -22,7 +22,9 @@ class ModelConfig:
     width: int = 192
     """Channels of a token."""
     depth: int = 6
-    """Transformer blocks; the mask tokens join before the middle one."""
+    """Transformer blocks."""
+    join: int | None = None
+    """Blocks before the mask tokens join; 0: at the input; by default half of them."""
     heads: int = 3
     """Attention heads; divide the width."""
     drop_path: float = 0.0
@@ -39,7 +41,16 @@ class ModelConfig:
             f"model.width {self.width} is not a multiple of model.heads {self.heads}",
         )
         _require(self.depth >= 2, f"model.depth {self.depth} is below 2: mask tokens join at half depth")
+        _require(
+            self.join is None or 0 <= self.join < self.depth,
+            f"model.join {self.join} is outside 0…{self.depth - 1}: one of {self.depth} blocks sees the mask tokens",
+        )
         _require(0 <= self.drop_path < 1, f"model.drop_path {self.drop_path} is outside [0, 1)")
+
+    @property
+    def join_block(self) -> int:
+        """Number of the first block that sees the mask tokens."""
+        return self.depth // 2 if self.join is None else self.join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +91,11 @@ class ViewsConfig:
     flip: float = 0.5
     """Probability of each of the two flips, horizontal and vertical."""
 
+    @property
+    def num_views(self) -> int:
+        """Crops of each image."""
+        return self.num_global + self.num_local
+
     def __post_init__(self) -> None:
         _require(self.num_global >= 1, f"views.num_global {self.num_global} is below 1")
         _require(self.num_local >= 0, f"views.num_local {self.num_local} is negative")
@@ -93,12 +109,19 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MasksConfig:
-    """How the patches of a view are shared out; what remains is predicted from mask tokens."""
+    """How the patches of a view are shared out; what remains is predicted from mask tokens.
+
+    The defaults are PerA. The rest is there to find out what a part of it is worth.
+    """
 
     student: float = 0.2
     """Share of the patches that the student sees."""
     teacher: float = 0.6
     """Share of the patches that the teacher sees."""
+    learnable: float | None = None
+    """Share of the patches of a global view that the student predicts; by default all that are left."""
+    independent: bool = False
+    """Draw the teacher's patches on their own: some are also the student's, by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +146,8 @@ class ColourConfig:
     """Per band, as a share of the value range 0…1; by default the dataset's own."""
     std: tuple[float, ...] | None = None
     """Per band, as the mean."""
+    perturb_targets: bool = True
+    """Whether the pixels to predict have the student's colours; else they stay as they are in the image."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation", "student", "teacher", "grey"):
@@ -141,6 +166,11 @@ class ColourConfig:
 class LossConfig:
     """The three terms and the teacher's centre."""
 
+    cls: float = 1.0
+    """Weight of the cross-entropy between student and teacher; with 0 there is no teacher but the student's average."""
+    crossed: bool = False
+    """Compare each of the student's views with the teacher's other global views, as DINO does, instead of with the same
+    view; the teacher then sees no local views."""
     koleo: float = 0.1
     """Weight of KoLeo, summed over the global views."""
     pixel: float = 0.01
@@ -153,7 +183,9 @@ class LossConfig:
     """As the official code: KoLeo on the head's outputs instead of the backbone's cls feature."""
 
     def __post_init__(self) -> None:
-        _require(min(self.koleo, self.pixel) >= 0, f"loss.koleo {self.koleo} or loss.pixel {self.pixel} is negative")
+        for name in ("cls", "koleo", "pixel"):
+            _require(getattr(self, name) >= 0, f"loss.{name} {getattr(self, name)} is negative")
+        _require(self.cls + self.pixel > 0, "loss.cls and loss.pixel are both 0: nothing is left to learn from")
         _require(self.student_temperature > 0, "loss.student_temperature must be positive")
         _require(0 <= self.centre_momentum < 1, f"loss.centre_momentum {self.centre_momentum} outside [0, 1)")
 
@@ -364,20 +396,60 @@ class Config:
             f"views.local_px {local_px} is not a multiple of model.patch_px {patch_px}",
         )
         for side_px in {self.model.image_px, *([local_px] if self.views.num_local else [])}:
-            set_sizes((side_px // patch_px) ** 2, self.masks.student, self.masks.teacher)
-        self._require_targets()
+            self._require_patches(side_px)
+        _require(
+            bool(self.loss.cls) or not (self.views.num_local or self.loss.koleo_on_head),
+            "loss.cls 0 leaves local views and cls heads without use: set views.num_local 0, loss.koleo_on_head false",
+        )
+        _require(
+            not self.loss.crossed or self.views.num_global >= 2,
+            f"loss.crossed: views.num_global {self.views.num_global} leaves no other view to compare with, take 2",
+        )
+
+    def set_sizes(self, side_px: int) -> SetSizes:
+        """Return how many patches of a view go into each set.
+
+        Args:
+            side_px: of the view.
+        """
+        masks, num_patches = self.masks, (side_px // self.model.patch_px) ** 2
+        return set_sizes(num_patches, masks.student, masks.teacher, masks.learnable, independent=masks.independent)
+
+    @property
+    def teacher_sizes(self) -> tuple[str, ...]:
+        """Return the sizes of the views that the teacher looks at, of "global" and "local"."""
+        if not self.loss.cls:
+            return ()
+        return ("global",) if self.loss.crossed or not self.views.num_local else ("global", "local")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Return the pairs (student's view, teacher's view) that are compared; views are numbered, global ones first.
+
+        Pairs with a global view of the student's come first.
+        """
+        if not self.loss.cls:
+            return ()
+        views = range(self.views.num_views)
+        if self.loss.crossed:
+            return tuple((own, other) for own in views for other in range(self.views.num_global) if own != other)
+        return tuple((view, view) for view in views)
+
+    def _require_patches(self, side_px: int) -> None:
+        sizes = self.set_sizes(side_px)
+        _require(
+            sizes.teacher > 0 or not self.loss.cls,
+            f"masks.teacher {self.masks.teacher} of {sizes.patches} patches leaves the teacher none: raise it, or set "
+            "loss.cls 0",
+        )
+        _require(
+            sizes.learnable > 0 or side_px != self.model.image_px or not self.loss.pixel,
+            f"masks.student {self.masks.student} and masks.teacher {self.masks.teacher} leave none of {sizes.patches} "
+            "patches to predict: lower one, or set loss.pixel 0",
+        )
 
     def _require_weights(self) -> None:
         weights = [self.weight, *[each.weight for each in self.mix]]
         given = [weight for weight in weights if weight is not None]
         _require(len(given) in (0, len(weights)), f"weight and mix: {len(given)} of {len(weights)} weights are given")
         _require(not given or (min(given) >= 0 and max(given) > 0), f"weights {given} are not ≥ 0, one of them above 0")
-
-    def _require_targets(self) -> None:
-        num_patches = (self.model.image_px // self.model.patch_px) ** 2
-        sizes = set_sizes(num_patches, self.masks.student, self.masks.teacher)
-        _require(
-            sizes.learnable > 0,
-            f"masks.student {self.masks.student} and masks.teacher {self.masks.teacher} leave none of {num_patches} "
-            "patches to predict: lower one",
-        )

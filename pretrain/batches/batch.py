@@ -10,14 +10,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.batches.colour import Colour
-from pretrain.batches.masks import Visit, draw_patch_sets, set_sizes
+from pretrain.batches.masks import Visit, draw_patch_sets
 from pretrain.batches.views import ColourDraws, Tile, cut_views, draw_colours, group_bands
 from pretrain.config import Config
 from pretrain.model.inputs import ViewPatches
-from shards.dataset import Sample
+from shards.dataset import Dataset, Sample
 from shards.images import decode_image
 from shards.streaming.stream import Replacement, Slot, Stream
 
@@ -31,12 +32,15 @@ class ViewBatch:
     learnable_indices_NP: Tensor
     """What is predicted; of local views nothing."""
     teacher_indices_NP: Tensor
+    """Of local views nothing where the teacher does not look at them."""
     student_colours: ColourDraws
     teacher_colours: ColourDraws
     num_views: int
     """V, of each sample."""
     patch_px: int
     """Side of a patch, pixels."""
+    perturb_targets: bool
+    """Whether what is predicted has the student's colours."""
 
     def pin_memory(self) -> "ViewBatch":
         """Return a copy whose tensors can be sent to an accelerator while it computes."""
@@ -52,6 +56,9 @@ class ViewBatch:
         patches_NLD = patchify(self.crops_NCHW.to(device, non_blocking=True), self.patch_px)
         student_sets = (self.student_indices_NP, self.learnable_indices_NP)
         student_NPD, learnable_NPD = colour(patches_NLD, student_sets, self.student_colours)
+        if not self.perturb_targets:
+            # In addition: the student's contrast is to be the same with both.
+            (learnable_NPD,) = colour(patches_NLD, (self.learnable_indices_NP,), self.student_colours.left_out())
         (teacher_NPD,) = colour(patches_NLD, (self.teacher_indices_NP,), self.teacher_colours)
         return ViewPatches(
             student_NPD=student_NPD,
@@ -138,21 +145,22 @@ def make_batch(config: Config, tiles: Sequence[Tile], visits: Sequence[Visit], n
     """
 
     def views(size: str, num_views: int, side_px: int) -> ViewBatch:
-        masks, num_patches = config.masks, (side_px // config.model.patch_px) ** 2
-        sets = draw_patch_sets(set_sizes(num_patches, masks.student, masks.teacher), visits, size, num_views)
+        sets = draw_patch_sets(config.set_sizes(side_px), visits, size, num_views)
         student_colours, teacher_colours = draw_colours(config.colour, visits, size, num_views)
         return ViewBatch(
             crops_NCHW=cut_views(config.views, tiles, visits, size, num_views, (num_bands, side_px, side_px)),
             student_indices_NP=torch.from_numpy(sets.student_NP),
             # Nothing is predicted of local views.
             learnable_indices_NP=torch.from_numpy(sets.learnable_NP[:, : None if size == "global" else 0]),
-            teacher_indices_NP=torch.from_numpy(sets.teacher_NP),
+            teacher_indices_NP=torch.from_numpy(sets.teacher_NP[:, : None if size in seen_by_teacher else 0]),
             student_colours=student_colours,
             teacher_colours=teacher_colours,
             num_views=num_views,
             patch_px=config.model.patch_px,
+            perturb_targets=config.colour.perturb_targets,
         )
 
+    seen_by_teacher = config.teacher_sizes
     num_local = config.views.num_local
     return Batch(
         global_views=views("global", config.views.num_global, config.model.image_px),
@@ -184,7 +192,7 @@ class BatchMaker:
             StorageError: the store kept failing.
         """
         read = self.stream.read(step, self._decode)
-        visits = [self._visit(slot, key) for slot, (key, _) in zip(read.slots, read.items, strict=True)]
+        visits = [visit_of(self._config, slot, key) for slot, (key, _) in zip(read.slots, read.items, strict=True)]
         tiles = [tile for _, tile in read.items]
         return make_batch(self._config, tiles, visits, len(self._places[0])), read.replaced
 
@@ -198,15 +206,29 @@ class BatchMaker:
         Raises:
             ValueError: the image is damaged, or of another kind than its dataset.
         """
-        pixels = decode_image(sample.ext, sample.image)
-        kind, num_bands = self.stream.datasets[dataset].dtype, len(self.stream.datasets[dataset].bands)
-        if (str(pixels.dtype), pixels.shape[2]) != (kind, num_bands):
-            found = f"{pixels.shape[2]} bands of {pixels.dtype}"
-            raise ValueError(f"the image has {found}, unlike the dataset: {num_bands} of {kind}")
-        places = self._places[dataset]
-        chosen = pixels if places == list(range(num_bands)) else pixels[:, :, places]
-        return sample.key, group_bands(chosen)
+        return sample.key, group_bands(decode_bands(sample, self.stream.datasets[dataset], self._places[dataset]))
 
-    def _visit(self, slot: Slot, key: str) -> Visit:
-        # A sample that two datasets have in common is not cut twice in the same way.
-        return self._config.seed, slot.epoch, f"{slot.dataset}/{key}"
+
+def decode_bands(sample: Sample, dataset: Dataset, places: Sequence[int]) -> NDArray[Any]:
+    """Return the bands to train on of a sample's image, [H, W, C] in the dataset's units.
+
+    Args:
+        sample: of the dataset.
+        dataset: what says how its images are.
+        places: of the bands to train on.
+
+    Raises:
+        ValueError: the image is damaged, or of another kind than its dataset.
+    """
+    pixels = decode_image(sample.ext, sample.image)
+    kind, num_bands = dataset.dtype, len(dataset.bands)
+    if (str(pixels.dtype), pixels.shape[2]) != (kind, num_bands):
+        found = f"{pixels.shape[2]} bands of {pixels.dtype}"
+        raise ValueError(f"the image has {found}, unlike the dataset: {num_bands} of {kind}")
+    return pixels if list(places) == list(range(num_bands)) else pixels[:, :, list(places)]
+
+
+def visit_of(config: Config, slot: Slot, key: str) -> Visit:
+    """Return what keys the draws of a sample at its place in the order."""
+    # A sample that two datasets have in common is not cut twice in the same way.
+    return config.seed, slot.epoch, f"{slot.dataset}/{key}"

@@ -2,7 +2,7 @@
 
 One keyed permutation of the L patches is cut into three parts, so that the sets are disjoint, cover all
 patches and have the same sizes for every image: batches keep fixed shapes. Cost: 20 µs per sample and size of views,
-and 30 ns per patch.
+and 30 ns per patch. For comparison the teacher's set may come from a permutation of its own.
 
 Shape legend: V views, B samples, N = V · B in view-major order, L patches, P patches of a set.
 """
@@ -21,11 +21,15 @@ Visit = tuple[int, int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class SetSizes:
-    """How many patches of a view go into each set; they add up to L."""
+    """How many patches of a view go into each set."""
 
+    patches: int
+    """L, of the view: what is in no set is seen and predicted by nobody."""
     student: int
     learnable: int
     teacher: int
+    independent: bool = False
+    """Whether the teacher's set is drawn without regard to the other two, and overlaps with them by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +41,44 @@ class PatchSets:
     teacher_NP: NDArray[np.int64]
 
 
-def set_sizes(num_patches: int, student_ratio: float, teacher_ratio: float) -> SetSizes:
+def set_sizes(
+    num_patches: int,
+    student_ratio: float,
+    teacher_ratio: float,
+    learnable_ratio: float | None = None,
+    *,
+    independent: bool = False,
+) -> SetSizes:
     """Return the sizes: student round(0.2 L), learnable up to round(L (1 - 0.6)), teacher the rest.
 
+    Args:
+        num_patches: L.
+        student_ratio: share of the patches.
+        teacher_ratio: share of the patches.
+        learnable_ratio: share of the patches; None: all that student and teacher leave, were they disjoint.
+        independent: whether the teacher's patches may be among the others'.
+
     Raises:
-        ValueError: the ratios leave the student or the teacher without a patch, or overlap.
+        ValueError: the ratios leave the student without a patch, or do not fit beside each other.
     """
-    student = round(num_patches * student_ratio)
-    seen_or_predicted = round(num_patches * (1 - teacher_ratio))
-    sizes = SetSizes(student=student, learnable=seen_or_predicted - student, teacher=num_patches - seen_or_predicted)
-    if sizes.student < 1 or sizes.teacher < 1 or sizes.learnable < 0:
+    student, without_teacher = round(num_patches * student_ratio), round(num_patches * (1 - teacher_ratio))
+    free = num_patches if independent else without_teacher
+    used = without_teacher if learnable_ratio is None else round(num_patches * (student_ratio + learnable_ratio))
+    if not 1 <= student <= used <= free or without_teacher < 0:
+        told = "" if learnable_ratio is None else f", learnable {learnable_ratio}"
         raise ValueError(
-            f"ratios student {student_ratio} and teacher {teacher_ratio} cut {num_patches} patches into "
-            f"{sizes.student} + {sizes.learnable} + {sizes.teacher}: student and teacher need at least one each "
-            "and may not overlap; change masks.student or masks.teacher, or use larger crops"
+            f"ratios student {student_ratio}{told} and teacher {teacher_ratio} cut {num_patches} patches into "
+            f"{student} + {used - student} + {num_patches - without_teacher}: the student needs one at least, none may "
+            "be negative, and the sets may not overlap; change masks.student, masks.learnable or masks.teacher, or use "
+            "larger crops"
         )
-    return sizes
+    return SetSizes(
+        patches=num_patches,
+        student=student,
+        learnable=used - student,
+        teacher=num_patches - without_teacher,
+        independent=independent,
+    )
 
 
 def draw_patch_sets(sizes: SetSizes, visits: Sequence[Visit], size: str, num_views: int) -> PatchSets:
@@ -67,15 +93,19 @@ def draw_patch_sets(sizes: SetSizes, visits: Sequence[Visit], size: str, num_vie
         size: "global" or "local".
         num_views: of this size.
     """
-    num_patches = sizes.student + sizes.learnable + sizes.teacher
-    places_VL = np.broadcast_to(np.arange(num_patches), (num_views, num_patches))
-    # Row after row is shuffled by one generator: later rows leave earlier ones as they are.
-    orders_VBL = np.stack([generator(*visit, "masks", size).permuted(places_VL, axis=1) for visit in visits], axis=1)
-    orders_NL = orders_VBL.reshape(-1, num_patches)
-    student, learnable, teacher = np.split(orders_NL, [sizes.student, sizes.student + sizes.learnable], axis=1)
+    orders_NL = _orders(sizes.patches, visits, ("masks", size), num_views)
+    teachers_NL = _orders(sizes.patches, visits, ("teacher masks", size), num_views) if sizes.independent else orders_NL
     # Sorted, so that gathered tokens stand in their spatial order; attention itself does not care.
     return PatchSets(
-        student_NP=np.sort(student, axis=1),
-        learnable_NP=np.sort(learnable, axis=1),
-        teacher_NP=np.sort(teacher, axis=1),
+        student_NP=np.sort(orders_NL[:, : sizes.student], axis=1),
+        learnable_NP=np.sort(orders_NL[:, sizes.student : sizes.student + sizes.learnable], axis=1),
+        teacher_NP=np.sort(teachers_NL[:, sizes.patches - sizes.teacher :], axis=1),
     )
+
+
+def _orders(num_patches: int, visits: Sequence[Visit], purpose: tuple[str, str], num_views: int) -> NDArray[np.int64]:
+    """Draw a permutation of the patches for each view [N, L]."""
+    places_VL = np.broadcast_to(np.arange(num_patches), (num_views, num_patches))
+    # Row after row is shuffled by one generator: later rows leave earlier ones as they are.
+    orders_VBL = np.stack([generator(*visit, *purpose).permuted(places_VL, axis=1) for visit in visits], axis=1)
+    return orders_VBL.reshape(-1, num_patches)

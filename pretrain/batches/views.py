@@ -10,7 +10,7 @@ view, G groups of Q bands.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,10 @@ class ColourDraws:
     """float32: factors of brightness, contrast, saturation; shift of hue in turns."""
     order_N4: Tensor
     """int64: the operation that comes first, second, third, fourth."""
+
+    def left_out(self) -> "ColourDraws":
+        """Return draws that leave the same images as they are."""
+        return replace(self, kind_N=torch.full_like(self.kind_N, PLAIN))
 
 
 def draw_colours(

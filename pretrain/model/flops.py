@@ -16,7 +16,7 @@ Shape legend: T tokens of an image, W width, L patches of a view. Cost of the co
 
 from dataclasses import dataclass
 
-from pretrain.batches.masks import SetSizes, set_sizes
+from pretrain.batches.masks import SetSizes
 from pretrain.config import Config, ModelConfig
 from pretrain.model.backbone import num_kept
 
@@ -65,30 +65,31 @@ def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
     """Count a micro-batch."""
     views, model = config.views, config.model
     values = num_bands * model.patch_px**2
-    global_sets, local_sets = _sets(config, model.image_px), _sets(config, views.local_px)
+    global_sets, local_sets = config.set_sizes(model.image_px), config.set_sizes(views.local_px)
     num_global, num_local = views.num_global * batch, views.num_local * batch
+    taught_global, taught_local = (
+        number * (size in config.teacher_sizes) for number, size in ((num_global, "global"), (num_local, "local"))
+    )
     global_blocks = _joined_blocks(model, num_global, global_sets)
     blocks = global_blocks + _cls_blocks(model, num_local, 1 + local_sets.student, model.drop_path)
-    teacher_blocks = _cls_blocks(model, num_global, 1 + global_sets.teacher)
-    teacher_blocks += _cls_blocks(model, num_local, 1 + local_sets.teacher)
+    teacher_blocks = _cls_blocks(model, taught_global, 1 + global_sets.teacher)
+    teacher_blocks += _cls_blocks(model, taught_local, 1 + local_sets.teacher)
     global_embedding = _embedding(model, values, num_global * global_sets.student)
     embedding = global_embedding + _embedding(model, values, num_local * local_sets.student)
-    seen_by_teacher = num_global * global_sets.teacher + num_local * local_sets.teacher
-    cls_head = _head(config, config.head.prototypes) * (num_global + num_local)
+    seen_by_teacher = taught_global * global_sets.teacher + taught_local * local_sets.teacher
+    seen_by_student = (num_global + num_local) * bool(config.pairs)
+    bottlenecks = _bottleneck(config) * (3 * seen_by_student + taught_global + taught_local)
+    prototypes = _last_layer(config, config.head.prototypes) * (3 + 1) * batch * len(config.pairs)
     repeated = blocks if config.activation_checkpointing else 0
     if config.accumulate > 1 and config.loss.koleo:
         repeated += global_embedding + global_blocks
     return StepFlops(
         student=2 * embedding + 3 * blocks,
         teacher=_embedding(model, values, seen_by_teacher) + teacher_blocks,
-        cls_heads=(3 + 1) * cls_head,
-        pixel_head=3 * _head(config, values) * num_global * global_sets.learnable,
+        cls_heads=bottlenecks + prototypes,
+        pixel_head=3 * (_bottleneck(config) + _last_layer(config, values)) * num_global * global_sets.learnable,
         repeated=repeated,
     )
-
-
-def _sets(config: Config, side_px: int) -> SetSizes:
-    return set_sizes((side_px // config.model.patch_px) ** 2, config.masks.student, config.masks.teacher)
 
 
 def _embedding(model: ModelConfig, values: int, num_patches: int) -> int:
@@ -96,11 +97,11 @@ def _embedding(model: ModelConfig, values: int, num_patches: int) -> int:
 
 
 def _joined_blocks(model: ModelConfig, num_images: int, sets: SetSizes) -> int:
-    """Count the blocks of the global views, forward: the mask tokens join at half depth."""
-    half, rate = model.depth // 2, model.drop_path
-    without = half * _block(model, num_images, 1 + sets.student, rate)
+    """Count the blocks of the global views, forward: the mask tokens join on the way."""
+    join, rate = model.join_block, model.drop_path
+    without = join * _block(model, num_images, 1 + sets.student, rate)
     joined, asked = 1 + sets.student + sets.learnable, 1 + sets.learnable
-    with_them = (model.depth - half - 1) * _block(model, num_images, joined, rate)
+    with_them = (model.depth - join - 1) * _block(model, num_images, joined, rate)
     return without + with_them + _block(model, num_images, joined, rate, asked)
 
 
@@ -119,7 +120,12 @@ def _block(model: ModelConfig, num_images: int, tokens: int, drop_path: float = 
     return kept * (projections + attention + mlp)
 
 
-def _head(config: Config, out_features: int) -> int:
-    """Count a head for one token, forward."""
+def _bottleneck(config: Config) -> int:
+    """Count a head's MLP for one token, forward."""
     hidden, bottleneck = config.head.hidden, config.head.bottleneck
-    return 2 * (config.model.width * hidden + hidden * hidden + hidden * bottleneck + bottleneck * out_features)
+    return 2 * (config.model.width * hidden + hidden * hidden + hidden * bottleneck)
+
+
+def _last_layer(config: Config, out_features: int) -> int:
+    """Count a head's last layer for one token, forward."""
+    return 2 * config.head.bottleneck * out_features

@@ -165,7 +165,9 @@ def koleo_and_gradient(features_VBX: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_loss(predictions_NPD: Tensor, targets_NPD: Tensor) -> Tensor:
-    """Return the squared error summed over a patch's D values, mean over all patches."""
+    """Return the squared error summed over a patch's D values, mean over all patches; 0 where there are none."""
+    if not targets_NPD.numel():
+        return _exact(predictions_NPD).sum()
     return (_exact(predictions_NPD) - _exact(targets_NPD)).square().sum(-1).mean()
 
 

@@ -96,6 +96,8 @@ class PerA(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.pixel_head = Head(model.width, head.hidden, head.bottleneck, num_bands * model.patch_px**2)
         self.register_buffer("centre", torch.zeros(head.prototypes))
+        # What nothing is learnt through would only decay.
+        self.student.cls_head.requires_grad_(bool(config.loss.cls))
         self.start_teacher()
 
     def start_teacher(self) -> None:
@@ -122,21 +124,13 @@ class PerA(nn.Module):
             # Before the student: what the teacher needs for a while is not on top of what the student keeps.
             teacher_NZ = self._run_teacher(global_views, local_views)
             teacher_KZ = self.teacher.cls_head.last_layer.weight()
-            teacher_mean_K = mean_scores(teacher_NZ, teacher_KZ)
+            teacher_mean_K = mean_scores(teacher_NZ, teacher_KZ) if len(teacher_NZ) else self.centre
         student = self._run_student(global_views, local_views, drop_path)
         student_KZ = self.student.cls_head.last_layer.weight()
-        cross_entropy = prototype_cross_entropy(
-            student.cls_NZ,
-            student_KZ,
-            teacher_NZ,
-            teacher_KZ,
-            self.centre,
-            student_temperature=self.config.loss.student_temperature,
-            teacher_temperature=teacher_temperature,
-        )
+        cross_entropy = self._compare(student.cls_NZ, student_KZ, teacher_NZ, teacher_KZ, teacher_temperature)
         pixel = pixel_loss(student.predictions_NPD, _by_pixel(global_views.learnable_NPD, self.config.model.patch_px))
         return PeraOutput(
-            loss=cross_entropy.mean + self.config.loss.pixel * pixel,
+            loss=self.config.loss.cls * cross_entropy.mean + self.config.loss.pixel * pixel,
             spread_VBX=self._spread(student, student_KZ),
             parts=self._parts(cross_entropy, pixel),
             teacher_mean_K=teacher_mean_K,
@@ -144,6 +138,15 @@ class PerA(nn.Module):
             student=student,
             teacher_NZ=teacher_NZ,
         )
+
+    def paired(self, student_NZ: Tensor, teacher_NZ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of both sides that are compared, pair-major, from those of all views."""
+        if not self.config.loss.crossed:
+            return student_NZ, teacher_NZ
+        own, other = (list(views) for views in zip(*self.config.pairs, strict=True))
+        student_VBZ = student_NZ.reshape(self.config.views.num_views, -1, student_NZ.shape[-1])
+        teacher_VBZ = teacher_NZ.reshape(self.config.views.num_global, -1, teacher_NZ.shape[-1])
+        return student_VBZ[own].flatten(0, 1), teacher_VBZ[other].flatten(0, 1)
 
     @torch.no_grad()
     def spread(self, global_views: ViewPatches, drop_path: DropPath | None = None) -> Tensor:
@@ -163,6 +166,25 @@ class PerA(nn.Module):
         """Return the parameters that the optimiser moves, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def _compare(
+        self, student_NZ: Tensor, student_KZ: Tensor, teacher_NZ: Tensor, teacher_KZ: Tensor, temperature: float
+    ) -> CrossEntropy:
+        """Return the cross-entropy over all pairs of views; where there are none, zeros and an even assignment."""
+        config = self.config
+        if not config.pairs:
+            zero = self.centre.new_zeros(())
+            return CrossEntropy(zero, self.centre[:0], zero, torch.full_like(self.centre, 1 / len(self.centre)))
+        student_NZ, teacher_NZ = self.paired(student_NZ, teacher_NZ)
+        return prototype_cross_entropy(
+            student_NZ,
+            student_KZ,
+            teacher_NZ,
+            teacher_KZ,
+            self.centre,
+            student_temperature=config.loss.student_temperature,
+            teacher_temperature=temperature,
+        )
+
     def _spread(self, student: StudentOutput, student_KZ: Tensor) -> Tensor:
         features_NW = student.cls_features_NW
         if self.config.loss.koleo_on_head:
@@ -173,13 +195,14 @@ class PerA(nn.Module):
         return x_NX.reshape(self.config.views.num_global, -1, x_NX.shape[-1])
 
     def _parts(self, cross_entropy: CrossEntropy, pixel: Tensor) -> dict[str, Tensor]:
-        views, rows_N = self.config.views, cross_entropy.rows_N
+        pairs, rows_N = self.config.pairs, cross_entropy.rows_N
+        num_pairs = max(1, len(pairs))
+        images = len(rows_N) // num_pairs
         # Both are shares of one mean over all pairs.
-        share = views.num_global / (views.num_global + views.num_local)
-        global_N, local_N = rows_N.tensor_split([round(share * len(rows_N))])
+        global_N, local_N = rows_N.tensor_split([images * sum(own < self.config.views.num_global for own, _ in pairs)])
         return {
-            "global_cls": global_N.sum() / len(rows_N),
-            "local_cls": local_N.sum() / len(rows_N),
+            "global_cls": global_N.sum() / max(1, len(rows_N)),
+            "local_cls": local_N.sum() / max(1, len(rows_N)),
             "pixel": pixel.detach(),
             "teacher_entropy": cross_entropy.entropy,
         }
@@ -190,12 +213,12 @@ class PerA(nn.Module):
         seen, joining = global_views.student_indices_NP, global_views.learnable_indices_NP
         positions_LW = backbone.positions(backbone.grid)
         x_NTW = backbone.embed(global_views.student_NPD, seen, positions_LW)
-        half = backbone.depth // 2
-        x_NTW = backbone.run_blocks(x_NTW, range(half), drop_path)
+        join = self.config.model.join_block
+        x_NTW = backbone.run_blocks(x_NTW, range(join), drop_path)
         mask_tokens_NPW = self.mask_token + pick_positions(positions_LW, joining)
         # In front, so that what the last block is asked for comes first; attention does not care.
         x_NTW = torch.cat([mask_tokens_NPW.to(x_NTW.dtype), x_NTW], dim=1)
-        return backbone.run_blocks(x_NTW, range(half, backbone.depth), drop_path, num_asked=joining.shape[1] + 1)
+        return backbone.run_blocks(x_NTW, range(join, backbone.depth), drop_path, num_asked=joining.shape[1] + 1)
 
     def _run_student(
         self, global_views: ViewPatches, local_views: ViewPatches | None, drop_path: DropPath | None
@@ -207,17 +230,17 @@ class PerA(nn.Module):
             cls.append(self.student.encode(local_views.student_NPD, local_indices_NP, self._local_grid, drop_path))
         return StudentOutput(
             cls_features_NW=x_NTW[:, -1],
-            cls_NZ=self.student.cls_head.bottleneck(torch.cat(cls)),
+            cls_NZ=self.student.cls_head.bottleneck(torch.cat(cls)[: None if self.config.pairs else 0]),
             predictions_NPD=self.pixel_head(x_NTW[:, :-1]),
         )
 
     def _run_teacher(self, global_views: ViewPatches, local_views: ViewPatches | None) -> Tensor:
-        sizes = ((global_views, self.teacher.backbone.grid), (local_views, self._local_grid))
-        cls = [
-            self.teacher.encode(views.teacher_NPD, views.teacher_indices_NP, grid)
-            for views, grid in sizes
-            if views is not None
-        ]
+        given = {"global": (global_views, self.teacher.backbone.grid), "local": (local_views, self._local_grid)}
+        cls = [global_views.teacher_NPD.new_empty(0, self.config.model.width)]
+        for size in self.config.teacher_sizes:
+            views, grid = given[size]
+            assert views is not None, f"{size} views are missing"
+            cls.append(self.teacher.encode(views.teacher_NPD, views.teacher_indices_NP, grid))
         return self.teacher.cls_head.bottleneck(torch.cat(cls))
 
     @property
@@ -227,4 +250,5 @@ class PerA(nn.Module):
 
 def _by_pixel(patches_NPD: Tensor, patch_px: int) -> Tensor:
     """Return the values of patches in the order row, column, band, from the order band, row, column."""
-    return patches_NPD.reshape(*patches_NPD.shape[:2], -1, patch_px**2).mT.flatten(-2)
+    num_bands = patches_NPD.shape[-1] // patch_px**2
+    return patches_NPD.reshape(*patches_NPD.shape[:2], num_bands, patch_px**2).mT.flatten(-2)

@@ -25,8 +25,16 @@ class Findings:
     """Of the learnable patches, normalised; values in the order band, row, column."""
     features_NLW: Tensor
     """The teacher's, of all patches of the global views in their unperturbed colours."""
+    pairs: "Pairs | None"
+    """None where the loss compares none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Each of the student's views with the first of those of the teacher's that it is compared with."""
+
     cross_entropy_VB: Tensor
-    """Of each pair, nats."""
+    """Nats."""
     choice_VB: Tensor
     """int64: the prototype that the teacher finds nearest."""
     place_VB: Tensor
@@ -51,25 +59,33 @@ def inspect(
         teacher_temperature: of the step that the model stands at.
     """
     output: PeraOutput = model(global_views, local_views, teacher_temperature)
-    num_pairs = model.config.views.num_global + model.config.views.num_local
+    return Findings(
+        predictions_NPD=_by_band(output.student.predictions_NPD, model.config.model.patch_px),
+        features_NLW=patch_features(model, whole_NLD),
+        pairs=_pairs(model, output, teacher_temperature) if model.config.pairs else None,
+    )
+
+
+def _pairs(model: PerA, output: PeraOutput, teacher_temperature: float) -> Pairs:
     student_KZ, teacher_KZ = (side.cls_head.last_layer.weight() for side in (model.student, model.teacher))
+    student_NZ, teacher_NZ = model.paired(output.student.cls_NZ, output.teacher_NZ)
     cross_entropy = prototype_cross_entropy(
-        output.student.cls_NZ,
+        student_NZ,
         student_KZ,
-        output.teacher_NZ,
+        teacher_NZ,
         teacher_KZ,
         model.centre,
         student_temperature=model.config.loss.student_temperature,
         teacher_temperature=teacher_temperature,
     )
-    choice, place = _choices(output.student.cls_NZ @ student_KZ.T, output.teacher_NZ @ teacher_KZ.T - model.centre)
-    return Findings(
-        predictions_NPD=_by_band(output.student.predictions_NPD, model.config.model.patch_px),
-        features_NLW=patch_features(model, whole_NLD),
-        cross_entropy_VB=cross_entropy.rows_N.reshape(num_pairs, -1),
-        choice_VB=choice.reshape(num_pairs, -1),
-        place_VB=place.reshape(num_pairs, -1),
-    )
+    choice, place = _choices(student_NZ @ student_KZ.T, teacher_NZ @ teacher_KZ.T - model.centre)
+    views = [own for own, _ in model.config.pairs]
+    first = [views.index(view) for view in range(model.config.views.num_views)]
+
+    def by_view(rows_N: Tensor) -> Tensor:
+        return rows_N.reshape(len(views), -1)[first]
+
+    return Pairs(cross_entropy_VB=by_view(cross_entropy.rows_N), choice_VB=by_view(choice), place_VB=by_view(place))
 
 
 @torch.no_grad()
@@ -91,4 +107,5 @@ def _choices(student_NK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_band(patches_NPD: Tensor, patch_px: int) -> Tensor:
     """Return the values of patches in the order band, row, column, from the order row, column, band."""
-    return patches_NPD.reshape(*patches_NPD.shape[:2], patch_px**2, -1).mT.flatten(-2)
+    num_bands = patches_NPD.shape[-1] // patch_px**2
+    return patches_NPD.reshape(*patches_NPD.shape[:2], patch_px**2, num_bands).mT.flatten(-2)

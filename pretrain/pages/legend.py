@@ -1,6 +1,6 @@
 """What the page says about all samples: who sees what, and what the loss compares."""
 
-from pretrain.batches.masks import SetSizes, set_sizes
+from pretrain.batches.masks import SetSizes
 from pretrain.config import Config
 from pretrain.pages.page import table
 
@@ -12,8 +12,7 @@ def sizes_of(config: Config, size: str) -> SetSizes:
         config: of the run.
         size: "global" or "local".
     """
-    side_px = config.model.image_px if size == "global" else config.views.local_px
-    return set_sizes((side_px // config.model.patch_px) ** 2, config.masks.student, config.masks.teacher)
+    return config.set_sizes(config.model.image_px if size == "global" else config.views.local_px)
 
 
 def facts(config: Config, bands: tuple[str, ...]) -> dict[str, str]:
@@ -24,7 +23,7 @@ def facts(config: Config, bands: tuple[str, ...]) -> dict[str, str]:
         "Local views": f"{views.num_local} of {views.local_px} px" if views.num_local else "none",
         "Patch": f"{patch_px} × {patch_px} × {len(bands)}",
         "Bands": ", ".join(bands),
-        "Pairs": str(views.num_global + views.num_local),
+        "Pairs": str(len(config.pairs)),
         "Batch": str(config.loader.batch),
     }
 
@@ -45,18 +44,22 @@ def legend(config: Config, has_model: bool) -> str:
     keys = "".join(f'<i class="set {name}"></i>{text}' for name, text in sets.items())
     rest = ""
     if local:
-        rest = (
-            f" Of a local view: student {local.student}, teacher {local.teacher}; nobody gets {local.learnable} others."
-        )
+        taught = local.teacher if "local" in config.teacher_sizes else 0
+        left = "" if local.independent else f"; nobody gets {local.patches - local.student - taught} others"
+        rest = f" Of a local view: student {local.student}, teacher {taught}{left}."
     learnt = (
         "<p>Features of patches: the first three principal components over all views as red, green and "
         "blue, so that the same colour means the same everywhere. They see the whole view in its own colours.</p>"
     )
     return (
-        f"<p>Of a global view's {whole.student + whole.learnable + whole.teacher} patches:{keys}.{rest} Sets and "
+        f"<p>Of a global view's {whole.patches} patches:{keys}.{rest} {_overlap(whole)}Sets and "
         f"colours are drawn anew for each sample, view and epoch. Pictures are what the model is given, with the "
         f"normalisation undone.</p>{learnt if has_model else ''}"
     )
+
+
+def _overlap(sizes: SetSizes) -> str:
+    return "The teacher's are drawn on their own, and some are also the student's. " if sizes.independent else ""
 
 
 def compared(config: Config, num_bands: int) -> str:
@@ -68,13 +71,15 @@ def compared(config: Config, num_bands: int) -> str:
         [
             "Cross-entropy",
             f"cls of the student's patches of view i, i = {', '.join(names)}",
-            "cls of the teacher's patches of the same view i; no other pairs",
-            f"1, as the mean over {len(names)} pairs",
+            "cls of the teacher's patches of "
+            + ("every other global view" if loss.crossed else "the same view i; no other pairs"),
+            f"{loss.cls:g}, as the mean over {len(config.pairs)} pairs",
         ],
         [
             "Pixel loss",
             f"{whole.learnable} predicted patches of each global view, {num_values:,} values each",
-            "the student's own pixels there, in its colours",
+            "the student's own pixels there, "
+            + ("in its colours" if config.colour.perturb_targets else "as they are in the image"),
             f"{loss.pixel:g}",
         ],
         [

@@ -11,19 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.batches.batch import Batch, BatchMaker, ViewBatch, patchify
+from pretrain.batches.batch import Batch, BatchMaker, ViewBatch, decode_bands, patchify, visit_of
 from pretrain.batches.colour import Colour
 from pretrain.batches.sources import Sources, begin_stream
 from pretrain.batches.views import Crop, draw_crops
 from pretrain.config import Config
 from pretrain.model.pera import PerA
-from pretrain.pages.inspection import Findings, inspect
+from pretrain.pages.inspection import Findings, Pairs, inspect
 from pretrain.pages.painting import Painter
 from pretrain.pages.pictures import choose_look, component_colours
 from pretrain.pages.samples import Pair, ShownSample, ShownView
 from pretrain.training.plan import make_plan
 from shards.dataset import Sample
-from shards.images import decode_image
 from shards.streaming.state import open_stream
 from shards.streaming.stream import Stream
 
@@ -69,10 +68,8 @@ def read_samples(subject: Subject, num_samples: int, step: int) -> list[ShownSam
     stream = first_stream(subject, num_samples)
     batch, _ = BatchMaker(stream, subject.config, subject.sources.places).make(step)
     painters, findings = _painters(subject, batch)
-    tiles = read_tiles(subject, stream, step)
-    return [
-        _shown(subject, painters, findings, tile, image, len(tiles)) for image, tile in enumerate(tiles[:num_samples])
-    ]
+    tiles, pairs = read_tiles(subject, stream, step), findings.pairs if findings else None
+    return [_shown(subject, painters, pairs, tile, image, len(tiles)) for image, tile in enumerate(tiles[:num_samples])]
 
 
 def first_stream(subject: Subject, num_samples: int) -> Stream:
@@ -96,15 +93,12 @@ def read_tiles(subject: Subject, stream: Stream, step: int) -> list[Tile]:
     counts = {"global": config.views.num_global, "local": config.views.num_local}
 
     def decode(sample: Sample, dataset: int) -> tuple[str, NDArray[Any]]:
-        pixels, described = decode_image(sample.ext, sample.image), sources.datasets[dataset]
-        if (str(pixels.dtype), pixels.shape[2]) != (described.dtype, len(described.bands)):
-            raise ValueError(f"unlike the dataset: {pixels.shape[2]} bands of {pixels.dtype}")
-        return sample.key, pixels[:, :, sources.places[dataset]]
+        return sample.key, decode_bands(sample, sources.datasets[dataset], sources.places[dataset])
 
     read = stream.read(step, decode)
     tiles = []
     for slot, (key, pixels_HWC) in zip(read.slots, read.items, strict=True):
-        visit = (config.seed, slot.epoch, f"{slot.dataset}/{key}")
+        visit = visit_of(config, slot, key)
         height, width = pixels_HWC.shape[:2]
         crops = [
             (size, number, crop)
@@ -150,7 +144,7 @@ def whole_patches(views: ViewBatch, colour: Colour) -> Tensor:
 def _shown(
     subject: Subject,
     painters: dict[str, Painter],
-    findings: Findings | None,
+    pairs: Pairs | None,
     tile: Tile,
     image: int,
     num_images: int,
@@ -167,15 +161,15 @@ def _shown(
                 crop=crop,
                 colours=painters[size].colours(row),
                 pictures=painters[size].pictures(row, look),
-                pair=_pair(findings, place, image) if findings else None,
+                pair=_pair(pairs, place, image) if pairs else None,
             )
         )
     return ShownSample(key=tile.key, origin=tile.origin, tile=look(shares_HWC), views=views)
 
 
-def _pair(findings: Findings, place: int, image: int) -> Pair:
+def _pair(pairs: Pairs, place: int, image: int) -> Pair:
     return Pair(
-        cross_entropy=float(findings.cross_entropy_VB[place, image]),
-        choice=int(findings.choice_VB[place, image]),
-        place=int(findings.place_VB[place, image]),
+        cross_entropy=float(pairs.cross_entropy_VB[place, image]),
+        choice=int(pairs.choice_VB[place, image]),
+        place=int(pairs.place_VB[place, image]),
     )

@@ -198,7 +198,7 @@ class Means:
         del parts["stop"]
         cls = parts["global_cls"] + parts["local_cls"]
         return {
-            "loss": cls + config.loss.koleo * parts["koleo"] + config.loss.pixel * parts["pixel"],
+            "loss": config.loss.cls * cls + config.loss.koleo * parts["koleo"] + config.loss.pixel * parts["pixel"],
             **parts,
             # Kullback-Leibler: the part of the cross-entropy that the student can do something about.
             "divergence": cls - parts["teacher_entropy"],

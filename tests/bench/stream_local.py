@@ -13,7 +13,7 @@ from tests.bench import stream_peers as peers
 from tests.bench.stream_data import IMAGE_SETS, ImageSet, draw_jpegs, write_litdata, write_mosaicml, write_ours
 from tests.bench.stream_race import Entry, print_rates, race
 
-_DECODED_TURNS, _DECODED_BATCHES = 11, {0: 4, 2: 8}
+_DECODED_TURNS, _DECODED_HEATS, _DECODED_BATCHES = 5, 5, {0: 4, 2: 8}
 _RAW_TURNS = 11
 _RAW_BATCHES = {"ours": 64, "bare loop": 256, "webdataset": 16, "MosaicML Streaming": 8, "litData": 16}
 _ASKED_DECODED = {"bare loop": 0.95, "webdataset": 1.1, "MosaicML Streaming": 1.4, "litData": 1.0}
@@ -38,7 +38,7 @@ def print_tables() -> None:
             title = f"local, {images.name} ({images.count} images of {mean_kb:.0f} kB)"
             for workers, batches in _DECODED_BATCHES.items():
                 entries, per_turn = _entries(folder, peers.decode_jpeg, workers), batches * images.turn
-                rates = race(entries, turns=_DECODED_TURNS, batches=per_turn)
+                rates = race(entries, turns=_DECODED_TURNS, batches=per_turn, heats=_DECODED_HEATS)
                 print_rates(f"{title}: decoded, {workers} workers", rates, ours="ours", asked=_ASKED_DECODED)
             rates = race(_entries(folder, peers.as_it_is, 0), turns=_RAW_TURNS, batches=_RAW_BATCHES)
             print_rates(f"{title}: encoded, 0 workers", rates, ours="ours", asked=_ASKED_RAW)

@@ -83,16 +83,26 @@ def _serve(entry: Entry, connection: Connection) -> None:
         connection.send(time.perf_counter() - begin)
 
 
-def race(entries: Sequence[Entry], *, turns: int, batches: Mapping[str, int] | int) -> Rates:
+def race(entries: Sequence[Entry], *, turns: int, batches: Mapping[str, int] | int, heats: int = 1) -> Rates:
     """Let candidates take turns, after one that warms them up; every other round in reverse.
 
     Args:
         entries: the candidates.
-        turns: how often each is timed.
+        turns: how often each is timed, in each heat.
         batches: of a turn, for all or for each.
+        heats: how often all processes are started anew: two of the same program differ by a tenth for as long as they
+            live, by where their memory happens to lie.
     """
     os.environ |= _KEEP_MEMORY  # for processes that are started from here on
     rates: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for _ in range(heats):
+        _run_heat(entries, turns, batches, rates)
+    return rates
+
+
+def _run_heat(
+    entries: Sequence[Entry], turns: int, batches: Mapping[str, int] | int, rates: Mapping[str, list[float]]
+) -> None:
     with ExitStack() as stack:
         candidates = [stack.enter_context(Candidate(entry)) for entry in entries]
         for number in range(turns + 1):
@@ -102,7 +112,6 @@ def race(entries: Sequence[Entry], *, turns: int, batches: Mapping[str, int] | i
                 seconds = candidate.turn(count)
                 if number:
                     rates[name].append(count * BATCH / seconds)
-    return rates
 
 
 def print_rates(title: str, rates: Rates, *, ours: str, asked: Mapping[str, float]) -> None:

@@ -62,14 +62,13 @@ def variant(tiny):
     """A function that returns the tiny configuration with dotted keys replaced."""
 
     def make(**changes):
-        config = tiny
+        # All at once: some are allowed together alone.
+        sections, whole = {}, {}
         for key, value in changes.items():
             section, _, name = key.rpartition("__")
-            if section:
-                config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
-            else:
-                config = replace(config, **{name: value})
-        return config
+            (sections.setdefault(section, {}) if section else whole)[name] = value
+        parts = {section: replace(getattr(tiny, section), **names) for section, names in sections.items()}
+        return replace(tiny, **whole, **parts)
 
     return make
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.batches import batch as batch_module
-from pretrain.batches.batch import BatchMaker, make_batch, patchify
+from pretrain.batches.batch import BatchMaker, make_batch, patchify, visit_of
 from pretrain.batches.colour import Colour
 from pretrain.batches.sources import make_colour, open_sources
 from pretrain.batches.views import PLAIN
@@ -91,6 +91,25 @@ def no_colours(draws):
     return replace(draws, kind_N=torch.full_like(draws.kind_N, PLAIN))
 
 
+def test_targets_may_stay_as_they_are_in_the_image(variant):
+    batches = [make(variant(colour__perturb_targets=perturbed)) for perturbed in (True, False)]
+    identity = Colour(value_range=255.0, mean=(0.0,) * 3, std=(1 / 255,) * 3, rgb=(0, 1, 2))
+    perturbed, clean = (batch.global_views.to_patches(torch.device("cpu"), identity) for batch in batches)
+    views = batches[1].global_views
+    pixels = patchify(views.crops_NCHW, 8)[torch.arange(20)[:, None], views.learnable_indices_NP].float()
+    assert torch.equal(clean.learnable_NPD, pixels)
+    assert (perturbed.learnable_NPD - pixels).abs().max() > 1
+    # Nothing else differs.
+    assert torch.equal(perturbed.teacher_NPD, clean.teacher_NPD)
+    assert torch.equal(perturbed.student_NPD, clean.student_NPD)
+
+
+def test_local_views_that_no_teacher_looks_at_are_not_coloured_for_it(variant):
+    views = make(variant(loss__crossed=True)).local_views
+    assert views.teacher_indices_NP.shape == (20, 0)
+    assert views.student_indices_NP.shape[1] > 0
+
+
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_are_runs_of_images_with_all_their_views(tiny, by_number, parts):
     maker = make_maker(tiny)
@@ -169,7 +188,7 @@ def test_each_dataset_of_a_mixture_has_its_own_places_of_bands(tiny, tmp_path, w
         maker = single[slot.dataset]
         sample = maker.stream.datasets[0].read(slot.row)
         _, tile = maker._decode(sample, 0)
-        visit = mixed._visit(slot, sample.key)
+        visit = visit_of(tiny, slot, sample.key)
         alone = make_batch(tiny, [tile], [visit], 3).global_views.crops_NCHW
         assert torch.equal(alone, crops[place :: len(slots)])
 

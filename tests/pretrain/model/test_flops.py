@@ -5,7 +5,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.batches.masks import set_sizes
 from pretrain.config import Config, HeadConfig, LossConfig, MasksConfig, ModelConfig, ViewsConfig
 from pretrain.model.backbone import DropPath
 from pretrain.model.flops import step_flops
@@ -29,13 +28,19 @@ VARIANTS = {
     "mostly attention": replace(SMALL, model=replace(SMALL.model, image_px=128, width=16, heads=1)),
     "mostly prototypes": replace(SMALL, head=replace(SMALL.head, prototypes=20_000)),
     "other masks": replace(SMALL, masks=MasksConfig(student=0.4, teacher=0.3)),
+    "independent masks": replace(SMALL, masks=MasksConfig(teacher=1.0, learnable=0.3, independent=True)),
+    "mask tokens at the input": replace(SMALL, model=replace(SMALL.model, join=0)),
+    "mask tokens at the last block": replace(SMALL, model=replace(SMALL.model, join=2)),
+    "nothing predicted": replace(SMALL, masks=MasksConfig(learnable=0.0), loss=LossConfig(pixel=0.0)),
+    "other views": replace(SMALL, loss=LossConfig(crossed=True)),
+    "pixels alone": replace(SMALL, loss=LossConfig(cls=0.0), views=replace(SMALL.views, num_local=0)),
 }
 
 
 def make_views(config, batch, num_views, side_px, num_bands):
     """Views of noise; any places do."""
     num_images, values = num_views * batch, num_bands * config.model.patch_px**2
-    sizes = set_sizes((side_px // config.model.patch_px) ** 2, config.masks.student, config.masks.teacher)
+    sizes = config.set_sizes(side_px)
     views = {}
     for name in ("student", "learnable", "teacher"):
         views[f"{name}_NPD"] = torch.randn(num_images, getattr(sizes, name), values)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.batches.masks import set_sizes
 from pretrain.config import LossConfig
 from pretrain.model.backbone import DropPath
 from pretrain.model.inputs import ViewPatches
@@ -15,10 +14,9 @@ IMAGES = 4
 
 def draw_views(config, num_views, side_px, generator):
     """Return noise for views of four images; each view has sets of its own."""
-    num_patches = (side_px // config.model.patch_px) ** 2
-    sizes = set_sizes(num_patches, config.masks.student, config.masks.teacher)
+    sizes = config.set_sizes(side_px)
     cuts = np.cumsum([sizes.student, sizes.learnable]).tolist()
-    orders = [torch.randperm(num_patches, generator=generator) for _ in range(num_views * IMAGES)]
+    orders = [torch.randperm(sizes.patches, generator=generator) for _ in range(num_views * IMAGES)]
     parts = zip(*[torch.tensor_split(order, cuts) for order in orders], strict=True)
     sets = [torch.stack([part.sort().values for part in each]) for each in parts]
     patches = [torch.randn(*indices.shape, 3 * config.model.patch_px**2, generator=generator) for indices in sets]
@@ -115,6 +113,66 @@ def test_no_local_views_are_supported(variant, views):
     output = PerA(variant(views__num_local=0), 3)(views[0], None, 0.05)
     assert torch.isfinite(output.loss)
     assert output.parts["local_cls"] == 0
+
+
+def test_crossed_pairs_are_those_of_dino(variant):
+    config = variant(loss__crossed=True)
+    generator = torch.Generator().manual_seed(0)
+    views = draw_views(config, 2, 32, generator), draw_views(config, 2, 24, generator)
+    torch.manual_seed(0)
+    model = PerA(config, 3)
+    model.centre.normal_(generator=generator)
+    output = model(*views, 0.05)
+    # The teacher looks at global views alone.
+    assert len(output.teacher_NZ) == 2 * IMAGES
+    student_NK = output.student.cls_NZ @ model.student.cls_head.last_layer.weight().T
+    student_VBK = (student_NK / 0.1).log_softmax(-1).unflatten(0, (4, IMAGES))
+    teacher_NK = (output.teacher_NZ @ model.teacher.cls_head.last_layer.weight().T - model.centre) / 0.05
+    teacher_VBK = teacher_NK.softmax(-1).unflatten(0, (2, IMAGES))
+    terms = {
+        (own, other): -(teacher_VBK[other] * student_VBK[own]).sum(-1).mean()
+        for own in range(4)
+        for other in range(2)
+        if own != other
+    }
+    whole = sum(terms[pair] for pair in [(0, 1), (1, 0)]) / 6
+    local = sum(terms[pair] for pair in [(2, 0), (2, 1), (3, 0), (3, 1)]) / 6
+    torch.testing.assert_close(output.parts["global_cls"], whole.detach())
+    torch.testing.assert_close(output.parts["local_cls"], local.detach())
+
+
+def test_pixels_alone_need_no_teacher(variant):
+    config = variant(loss__cls=0.0, views__num_local=0)
+    views = draw_views(config, 2, 32, torch.Generator().manual_seed(0))
+    model = PerA(config, 3)
+    output = model(views, None, 0.05)
+    torch.testing.assert_close(output.loss.detach(), 0.01 * output.parts["pixel"])
+    assert output.parts["global_cls"] == output.parts["local_cls"] == 0
+    assert torch.equal(output.teacher_mean_K, model.centre)
+    (output.loss + output.spread_VBX.sum()).backward()
+    assert not any("cls_head" in name for name in model.trainable())
+    assert all(parameter.grad is not None for parameter in model.trainable().values())
+
+
+def test_nothing_predicted_costs_no_tokens(variant):
+    config = variant(masks__learnable=0.0, loss__pixel=0.0)
+    generator = torch.Generator().manual_seed(0)
+    views = draw_views(config, 2, 32, generator), draw_views(config, 2, 24, generator)
+    output = PerA(config, 3)(*views, 0.05)
+    assert output.student.predictions_NPD.shape[1] == 0
+    assert output.parts["pixel"] == 0
+    torch.testing.assert_close(output.loss.detach(), output.parts["global_cls"] + output.parts["local_cls"])
+
+
+def test_mask_tokens_join_where_they_are_told_to(variant, tiny):
+    views = draw_views(tiny, 2, 32, torch.Generator().manual_seed(0))
+    outputs = []
+    for join in (None, 0, tiny.model.depth // 2):
+        torch.manual_seed(0)
+        outputs.append(PerA(variant(model__join=join, views__num_local=0), 3)(views, None, 0.05).student)
+    assert torch.equal(outputs[0].cls_NZ, outputs[2].cls_NZ)
+    # At the input the cls token looks at them from the first block on.
+    assert (outputs[0].cls_NZ - outputs[1].cls_NZ).abs().max() > 1e-4
 
 
 def test_teacher_and_centre_follow_by_their_momenta(model):

@@ -38,12 +38,14 @@ def test_pairs_are_those_of_the_loss(model, views):
     (global_views, whole), (local_views, _) = views
     findings = inspect(model, global_views, local_views, whole, 0.05)
     output = model(global_views, local_views, 0.05)
-    assert findings.cross_entropy_VB.shape == (4, 3)
+    assert findings.pairs.cross_entropy_VB.shape == (4, 3)
     parts = output.parts["global_cls"] + output.parts["local_cls"]
-    assert float(findings.cross_entropy_VB.mean()) == pytest.approx(float(parts), rel=1e-5)
-    assert float(findings.cross_entropy_VB[:2].sum() / 12) == pytest.approx(float(output.parts["global_cls"]), rel=1e-5)
-    assert (findings.place_VB >= 1).all()
-    assert (findings.place_VB <= 32).all()
+    assert float(findings.pairs.cross_entropy_VB.mean()) == pytest.approx(float(parts), rel=1e-5)
+    assert float(findings.pairs.cross_entropy_VB[:2].sum() / 12) == pytest.approx(
+        float(output.parts["global_cls"]), rel=1e-5
+    )
+    assert (findings.pairs.place_VB >= 1).all()
+    assert (findings.pairs.place_VB <= 32).all()
 
 
 def test_the_teachers_choice_is_first_where_both_sides_say_the_same(model, views):
@@ -51,12 +53,12 @@ def test_the_teachers_choice_is_first_where_both_sides_say_the_same(model, views
     # The teacher begins as the student; given the same patches, both say the same.
     same = replace(local_views, student_NPD=local_views.teacher_NPD, student_indices_NP=local_views.teacher_indices_NP)
     findings = inspect(model, global_views, same, whole, 0.05)
-    assert findings.place_VB[2:].unique().tolist() == [1]
+    assert findings.pairs.place_VB[2:].unique().tolist() == [1]
     # A centre that the student does not know makes another prototype the teacher's first.
-    model.centre[findings.choice_VB[2, 0]] = 100.0
+    model.centre[findings.pairs.choice_VB[2, 0]] = 100.0
     moved = inspect(model, global_views, same, whole, 0.05)
-    assert moved.choice_VB[2, 0] != findings.choice_VB[2, 0]
-    assert moved.place_VB[2, 0] > 1
+    assert moved.pairs.choice_VB[2, 0] != findings.pairs.choice_VB[2, 0]
+    assert moved.pairs.place_VB[2, 0] > 1
 
 
 def test_predictions_are_in_the_order_of_the_patches(model, views):
