@@ -81,7 +81,7 @@ def interleave(strip_CHW: NDArray[Any]) -> NDArray[Any]:
 
 
 def decode_image(extension: str, data: bytes) -> Pixels:
-    """Return the pixels [height, width, channels] of an encoded image.
+    """Return the pixels [height, width, channels] of an encoded image; perhaps read-only, perhaps not contiguous.
 
     Raises:
         ValueError: the bytes are damaged or of an unknown kind, or hold no image of one or more bands of numbers.
@@ -118,7 +118,7 @@ def _read_picture(extension: str, data: bytes) -> NDArray[Any]:
             image.load()
             mode = image.mode
             plain = image if mode in (*_EXACT_MODES, *_WIDER_MODES) else image.convert("RGB")
-            pixels = np.asarray(plain)
+            pixels = _in_place(plain) if plain.mode == "RGB" else np.asarray(plain)
     except MemoryError:
         raise
     # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …
@@ -126,6 +126,19 @@ def _read_picture(extension: str, data: bytes) -> NDArray[Any]:
         raise ValueError(f"cannot decode .{extension} image: {_one_line(error)}") from error
     if mode in _WIDER_MODES:
         raise ValueError(f"a .{extension} image of mode {mode} has no exact form here: store it as .npy")
+    return pixels
+
+
+def _in_place(image: Image.Image) -> NDArray[np.uint8]:
+    """Return a picture of three bands as Pillow holds it, four bytes a pixel: a copy would cost a tenth of decoding."""
+    # Here and not above: who only encodes does without Arrow, whose libraries are large.
+    import pyarrow as pa
+
+    try:
+        flat = pa.array(image).flatten().to_numpy(zero_copy_only=True)
+    except ValueError:  # above 16 MiB Pillow keeps it in several blocks
+        return np.asarray(image)
+    pixels: NDArray[np.uint8] = flat.reshape(image.height, image.width, 4)[:, :, :3]
     return pixels
 
 

@@ -103,11 +103,26 @@ def group_bands(pixels_HWC: NDArray[Any]) -> Tile:
     Bands that fill up the last group have any values.
     """
     height, width, num_bands = pixels_HWC.shape
+    whole_HW4 = _four_bytes_a_pixel(pixels_HWC)
+    if whole_HW4 is not None:
+        return whole_HW4[None]
     at_once, dtype = (_BANDS_AT_ONCE, np.uint8) if pixels_HWC.dtype == np.uint8 else (1, np.float32)
     groups_GHWQ = np.empty((-(-num_bands // at_once), height, width, at_once), dtype)
     for band in range(num_bands):
         groups_GHWQ[band // at_once, :, :, band % at_once] = pixels_HWC[:, :, band]
     return groups_GHWQ
+
+
+def _four_bytes_a_pixel(pixels_HWC: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Return the memory [H, W, 4] that three bands of 8 bits are a view of, as Pillow decodes; else None."""
+    height, width, num_bands = pixels_HWC.shape
+    base = pixels_HWC.base
+    if num_bands != 3 or not isinstance(base, np.ndarray) or base.dtype != np.uint8:
+        return None
+    starts = {array.__array_interface__["data"][0] for array in (pixels_HWC, base)}
+    if pixels_HWC.strides != (4 * width, 4, 1) or len(starts) > 1 or base.size != 4 * height * width:
+        return None
+    return base.reshape(height, width, 4)
 
 
 def cut(groups_GHWQ: Tile, crop: Crop, view_CSS: Tensor) -> None:
@@ -119,7 +134,8 @@ def cut(groups_GHWQ: Tile, crop: Crop, view_CSS: Tensor) -> None:
         view_CSS: is written; contiguous.
     """
     rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
-    window = torch.from_numpy(np.ascontiguousarray(groups_GHWQ[:, rows, columns])).permute(0, 3, 1, 2)
+    # Always a copy: what was decoded may be read-only, which torch has no tensors for.
+    window = torch.from_numpy(np.array(groups_GHWQ[:, rows, columns], order="C")).permute(0, 3, 1, 2)
     resized = functional.interpolate(window, tuple(view_CSS.shape[1:]), mode="bilinear", antialias=True).numpy()
     flipped = resized[:, :, :: -1 if crop.flip_vertical else 1, :: -1 if crop.flip_horizontal else 1]
     for band, plane in enumerate(view_CSS.numpy()):
@@ -145,7 +161,8 @@ def cut_views(
         num_views: of this size.
         shape: (C, S, S) of a view.
     """
-    crops_VBCSS = torch.empty(num_views, len(tiles), *shape, dtype=torch.from_numpy(tiles[0]).dtype)
+    dtype = torch.uint8 if tiles[0].dtype == np.uint8 else torch.float32
+    crops_VBCSS = torch.empty(num_views, len(tiles), *shape, dtype=dtype)
     for image, (tile_GHWQ, visit) in enumerate(zip(tiles, visits, strict=True)):
         height, width = tile_GHWQ.shape[1:3]
         for view, crop in enumerate(draw_crops(views, height, width, visit, size, num_views)):

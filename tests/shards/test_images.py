@@ -155,3 +155,15 @@ def test_interleave_transposes(strip):
     tile = interleave(strip)
     assert tile.flags.c_contiguous
     np.testing.assert_array_equal(tile, strip.transpose(1, 2, 0))
+
+
+def test_pictures_of_three_bands_are_as_pillow_holds_them():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    decoded = decode_image(*encode_image(pixels, "png"))
+    assert (decoded == pixels).all()
+    assert decoded.strides == (120, 4, 1)
+
+
+def test_pictures_that_pillow_holds_in_several_blocks_are_copied():
+    pixels = np.random.default_rng(0).integers(0, 256, (2100, 2100, 3), np.uint8)
+    assert (decode_image(*encode_image(pixels, "png")) == pixels).all()

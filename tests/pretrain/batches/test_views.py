@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from pretrain.batches.views import Crop, cut, draw_colours, draw_crops, group_bands, place_crops
 from pretrain.config import ColourConfig, ViewsConfig
+from shards.images import decode_image, encode_image
 from shards.keyed import generator
 
 
@@ -110,3 +111,22 @@ def test_colours_depend_on_sample_size_view_and_side_alone():
     others, _ = draw_colours(ColourConfig(), visits, "global", 4)
     amounts = torch.cat([student.amount_N4, teacher.amount_N4, others.amount_N4])
     assert len(amounts.unique(dim=0)) == len(amounts) == 36
+
+
+def test_decoded_pictures_are_not_copied_and_give_the_same_views():
+    pixels_HWC = generator("picture").integers(0, 256, (40, 30, 3), np.uint8)
+    decoded_HWC = decode_image(*encode_image(pixels_HWC, "png"))
+    groups_GHWQ = group_bands(decoded_HWC)
+    assert np.shares_memory(groups_GHWQ, decoded_HWC)
+    assert groups_GHWQ.shape == (1, 40, 30, 4)
+    for crop in (*crops_of(1, 5, 40, 30, (0.2, 1.0)), *crops_of(1, 1, 40, 30, (1.0, 1.0))):
+        assert torch.equal(cut_alone(decoded_HWC, crop, 16), cut_alone(pixels_HWC, crop, 16))
+
+
+@pytest.mark.parametrize("bands", [slice(1, 4), slice(2, None, -1), slice(0, 2)])
+def test_other_bands_of_the_same_memory_are_copied(bands):
+    memory_HW4 = generator("memory").integers(0, 256, (8, 6, 4), np.uint8)
+    groups_GHWQ = group_bands(memory_HW4[:, :, bands])
+    assert not np.shares_memory(groups_GHWQ, memory_HW4)
+    num_bands = memory_HW4[:, :, bands].shape[2]
+    assert (groups_GHWQ[0, :, :, :num_bands] == memory_HW4[:, :, bands]).all()
