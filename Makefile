@@ -6,7 +6,7 @@ DEMO ?= demo
 MODELS ?= $(RUN) floor:random_init floor:image_stats
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ingest rebuild pretrain eval test coverage prove check bench clean
+.PHONY: help setup demo ingest rebuild pretrain eval reproduce test coverage prove check bench clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -48,11 +48,15 @@ eval: $(VENV)/.ready ## RUN=<run> DATA=name=<class folder> [OUT=…] [MODELS=…
 	$(call need,RUN DATA)
 	@$(BIN)/python -m eval --models $(MODELS) --data $(DATA) --out "$(or $(OUT),$(RUN)/eval)" $(ARGS)
 
+reproduce: $(VENV)/.ready ## DATA=<class folders> [OUT=…] [PARTS=…] [ROWS=…]: the figures of pretrain/RESULTS.md, in hours
+	$(call need,DATA)
+	@PYTHON=$(BIN)/python bash pretrain/reproduce/reproduce.sh "$(DATA)" "$(or $(OUT),reproduce)"
+
 test: $(VENV)/.ready-dev ## The whole test-suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(VENV)/.ready-dev ## The same, and which lines it runs
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term-missing:skip-covered $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=shards --cov=ingest --cov=pretrain --cov=eval --cov-report=term-missing:skip-covered $(ARGS)
 
 prove: $(VENV)/.ready-dev ## The tests that take minutes: more faults, more kills
 	@$(BIN)/python -m pytest -m long $(ARGS)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from pretrain.config import Config
-from tests.bench.train_memory import peak_bytes
+from tests.bench.train_memory import cost
 from tests.bench.train_setup import SMALL, make_trainer, noise_batch, with_batch, with_depth
 from tests.bench.train_step import race
 
@@ -28,7 +28,7 @@ def print_series(what: str, configs: Mapping[int, Config]) -> None:
     """Measure three sizes, and compare the middle one with the line through the others."""
     times, _ = race([_step(config) for config in configs.values()])
     seconds = [statistics.median(each) for each in times]
-    memory = [peak_bytes(config) / 2**20 for config in configs.values()]
+    memory = [cost(config).peak_bytes / 2**20 for config in configs.values()]
     sizes = list(configs)
     for place, size in enumerate(sizes):
         cells = [f"{seconds[place]:>8.2f}", f"{memory[place]:>9.0f} MiB"]

@@ -8,7 +8,7 @@ import torch
 from pretrain.batches.batch import Batch, make_batch
 from pretrain.batches.colour import Colour
 from pretrain.batches.views import group_bands
-from pretrain.config import Config, HeadConfig, LoaderConfig, ModelConfig, ScheduleConfig, ViewsConfig
+from pretrain.config import Config, HeadConfig, LoaderConfig, MasksConfig, ModelConfig, ScheduleConfig, ViewsConfig
 from pretrain.model.pera import PerA
 from pretrain.training.network import make_network
 from pretrain.training.optim import make_optimiser
@@ -37,6 +37,15 @@ def vit_s(image_px: int, prototypes: int, batch: int) -> Config:
 SMALL = vit_s(image_px=224, prototypes=4096, batch=16)
 LARGE = vit_s(image_px=448, prototypes=65_536, batch=8)
 CONFIGS = {"2 × 224², K 4,096": SMALL, "2 × 448², K 65,536": LARGE}
+
+
+def dense(config: Config) -> Config:
+    """Return a dense two-view method at the same crops: all patches on both sides, the same pairs, no pixels.
+
+    Blocks, stochastic depth and losses are the same, so that what is compared is the patches alone.
+    """
+    masks = MasksConfig(student=1.0, teacher=1.0, learnable=0.0, independent=True)
+    return replace(config, masks=masks, loss=replace(config.loss, pixel=0.0))
 
 
 def with_depth(config: Config, depth: int) -> Config:

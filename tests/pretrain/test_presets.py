@@ -12,6 +12,7 @@ from pretrain.model.backbone import SparseBackbone
 from shards.cli import parse_config
 
 CONFIGS = Path(pretrain.__file__).parent / "configs"
+REPRODUCE = CONFIGS.parent / "reproduce"
 SIZES = {"vit_ti16": 5.5e6, "vit_s16": 21.7e6, "vit_b16": 86.2e6, "vit_l16": 304e6, "vit_g16": 505e6}
 """Parameters of the backbone, which has no classifier."""
 PAPER = {
@@ -92,3 +93,11 @@ def test_backbones_have_the_size_of_their_name(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_stochastic_depth_is_the_papers(name):
     assert parse(name).model.drop_path == 0.3
+
+
+@pytest.mark.parametrize("row", sorted(path.stem for path in REPRODUCE.glob("rows/*.yaml")))
+def test_every_row_of_the_reproduced_table_is_valid_and_made(row):
+    files = [REPRODUCE / "table.yaml", REPRODUCE / "rows" / f"{row}.yaml"]
+    argv = [word for file in files for word in ("--config", str(file))]
+    assert parse_config("pretrain", "", Config, [*argv, "--data", "d", "--run", "r"]).schedule.length == "40000 samples"
+    assert row in (REPRODUCE / "reproduce.sh").read_text().split("rows=")[1].splitlines()[0]

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Make the figures of pretrain/RESULTS.md again, from a folder with one folder of images for every class:
+#   bash pretrain/reproduce/reproduce.sh DATA OUT
+# The images become a dataset with a split of its own; training sees all of it but the test part, and no label. Then
+# "main" trains once and long, and "table" once for each row and seed of PerA's parts, all evaluated on the test part.
+#
+# Everything goes on where it was: kill it, start it again with the same words. PARTS="main table" chooses what is made,
+# ROWS and SEEDS which rows of the table (names of pretrain/reproduce/rows/*.yaml); ARGS are more words for each
+# training. To see in a few minutes that all of it runs: ARGS="--max_steps 2" in a folder of its own.
+set -euo pipefail
+
+data=${1:?DATA: folder with one folder of images for every class} out=${2:?OUT: folder for everything that is made}
+configs=$(dirname "$0")
+parts=${PARTS:-main table}
+read -ra arguments <<< "${ARGS:-}"
+rows=${ROWS:-default independent teacher_all teacher_third no_pixel koleo_on_head clean_target join_input dense pixels}
+# What the first comparison is about has two seeds.
+pairs=()
+for row in $rows; do
+    case $row in default | independent) seeds=${SEEDS:-0 1} ;; *) seeds=${SEEDS:-0} ;; esac
+    for seed in $seeds; do pairs+=("$row:$seed"); done
+done
+
+step() {
+    echo "+ python -m $*"
+    "${PYTHON:-python}" -m "$@"
+}
+
+step ingest --scenes "$data" --out "$out/dataset" --config "$configs/../../ingest/configs/chips.yaml" \
+    --val_share 0.1 --test_share 0.2
+step shards select "$out/dataset" --where "split != 'test'" --out "$out/train"
+
+for part in $parts; do
+    case $part in
+    main)
+        step pretrain --data "$out/train" --run "$out/runs/main" --config "$configs/main.yaml" "${arguments[@]}"
+        step eval --models "$out/runs/main@all" --data "chips=$out/dataset" --out "$out/main"
+        ;;
+    table)
+        models=()
+        for pair in "${pairs[@]}"; do
+            row=${pair%:*} seed=${pair#*:}
+            step pretrain --data "$out/train" --run "$out/runs/$row-$seed" --config "$configs/table.yaml" \
+                --config "$configs/rows/$row.yaml" --seed "$seed" "${arguments[@]}"
+            models+=("$out/runs/$row-$seed")
+        done
+        step eval --models "${models[@]}" --baseline "${models[0]}" --data "chips=$out/dataset" --out "$out/table"
+        ;;
+    *)
+        echo "reproduce: PARTS has $part: choose from main, table" >&2
+        exit 2
+        ;;
+    esac
+done
+echo "reports: $out/main/report.html and $out/table/report.html"
