@@ -1,5 +1,6 @@
 """Command line of the evaluation: `python -m eval --models M [M …] --data name=PATH [name=PATH …] --out DIR`."""
 
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ def parse(argv: Sequence[str]) -> EvalConfig:
 
 def main(argv: list[str]) -> int:
     """Evaluate, write the report, print the table; see `exit_with` for the exit codes."""
+    # Read when torch loads OpenMP. Threads that spin while they wait slow everything down as soon as one other process
+    # wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     config = parse(argv)
     from rich.console import Console
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+Normalisation = Literal["model", "dataset"]
 SplitMethod = Literal["auto", "given", "stratified", "grouped"]
 QUICK = ("knn", "linear", "retrieval", "segmentation", "change")
 """Protocols that run unless --protocols says otherwise: seconds on cached features, a minute for classes of pixels."""
@@ -21,6 +22,9 @@ class EvalConfig:
     torchgeo:NAME."""
     out: str
     """Folder or URL for the report, the results and the cached features."""
+    baseline: str | None = None
+    """One of --models, of RUN@all its newest export: all other backbones are compared with it and with the floors,
+    not with each other. Without it each is compared with every one before it."""
     protocols: list[str] = field(default_factory=lambda: list(QUICK))
     """What is asked of the features: knn, linear, retrieval, segmentation, change; few_shot, multi_scale and fine_tune
     if named; all for everything but fine_tune. Those for another kind of data are left out."""
@@ -32,6 +36,9 @@ class EvalConfig:
     """How often --watch looks for new exports, seconds."""
     floors: bool = True
     """Add the floors that --models lacks: image_stats, random_conv and, where an export is given, random_init."""
+    normalisation: Normalisation = "model"
+    """Whose mean and deviation of each band normalise the images: the model's own, as it was trained, or those of the
+    pixels of the data's training part. The wrong ones cost points. image_stats and random_conv have none."""
     split: SplitMethod = "auto"
     """The split that came with the data, one by classes, or one by whole places; auto takes what there is: given,
     else by groups.txt, else by classes."""
@@ -54,6 +61,8 @@ class EvalConfig:
         for name in ("models", "data", "protocols"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is empty: give at least one")
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"--baseline {self.baseline} is none of --models: give one of {' '.join(self.models)}")
         for name in ("test_share", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1: try 0.2")

@@ -20,11 +20,12 @@ from eval.data.split import TEST
 from eval.environment import describe_hardware, describe_versions
 from eval.features import check_compatible
 from eval.models.model import Model
-from eval.models.resolve import Candidate, resolve_models
-from eval.pictures import Pictures, Stored, gallery_picture, pictures_of_patches
+from eval.models.resolve import Candidate, candidate_of, resolve_models
+from eval.normalisation import Normalisation
+from eval.pictures import Pictures, Stored, pictures_of, pictures_of_patches, spread
 from eval.prepared import Prepared, open_out, prepare
-from eval.protocols.task import Outcome, Picture
-from eval.questions import Question, Questions, questions
+from eval.protocols.task import Outcome
+from eval.questions import Question, Questions, detail_of, questions
 from eval.report.pictures import PCA
 from eval.results import Results, Row
 from eval.statistics import bootstrap_interval
@@ -62,6 +63,7 @@ class Evaluation:
         self.candidates = resolve_models(
             config.models, config.floors, self.device, partial(console.print, markup=False)
         )
+        self._baseline = None if config.baseline is None else candidate_of(config.baseline, self.candidates).name
         for candidate in self.candidates:
             self.check(candidate)
         open_out(config, self.prepared)
@@ -73,6 +75,7 @@ class Evaluation:
         self._pictures: dict[tuple[str, ...], list[Stored]] = {}
         self._truth: dict[str, NDArray[np.int64]] = {}
         self._rejected: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._normalisation = Normalisation(config, self.device)
 
     def run(self) -> None:
         """Evaluate all models that --models names; raises as `add`."""
@@ -88,17 +91,19 @@ class Evaluation:
         """Evaluate a model on every data set; of many exports one that is damaged is passed over and told.
 
         Raises:
-            UserError: the model is damaged or unusable, or too many images are unreadable.
+            UserError: the model is damaged or unusable and the only one or the baseline, or too many images are
+                unreadable.
         """
         try:
-            model = replace(candidate.load(), name=candidate.name)
+            loaded = replace(candidate.load(), name=candidate.name)
         except UserError as error:
-            if not candidate.may_fail:
+            if not candidate.may_fail or candidate.name == self._baseline:
                 raise
             self._console.print(f"passed over: {error}", markup=False)
             return
         rows = []
         for item in self.prepared:
+            model = self._normalisation.of(loaded, item)
             with questions(model, item, self.config, self.device) as found:
                 self._costs.append({"model": model.name, "data": item.data.name, **asdict(found.cost)})
                 self._rejected[item.data.name] = found.rejected
@@ -108,7 +113,7 @@ class Evaluation:
                     rows += self._answers(candidate, model, item, found, question)
                 self._see_patches(candidate, model, item, found)
         self._done[candidate.name], self._rows[candidate.name] = candidate, rows
-        self._models[candidate.name] = _describe_model(candidate, model)
+        self._models[candidate.name] = _describe_model(candidate, loaded)
 
     def _answers(
         self, candidate: Candidate, model: Model, item: Prepared, found: Questions, question: Question
@@ -125,7 +130,7 @@ class Evaluation:
                 for name, outcome in outcomes.items()
             ]
             for name, outcome in outcomes.items():
-                pictures = _pictures_of(item, outcome)
+                pictures = pictures_of(item.data, outcome)
                 if pictures:
                     key = self._picture_key(model, item, question.features)
                     self._stored.put(pictures, item.data.name, model.name, name, *key)
@@ -138,7 +143,8 @@ class Evaluation:
         return rows
 
     def _key(self, model: Model, item: Prepared, protocol: str, features: str) -> tuple[Any, ...]:
-        return (item.data.name, item.data.digest, item.split.digest, model.name, model.digest, protocol, features,
+        return (item.data.name, item.data.digest, item.split.digest, model.name, model.digest,
+                self._normalisation.name(model), protocol, features,
                 self.config.num_draws, self.config.seed)  # fmt: skip
 
     def _picture_key(self, model: Model, item: Prepared, features: str) -> tuple[Any, ...]:
@@ -154,12 +160,13 @@ class Evaluation:
         return Row(
             task=_RETRIEVAL if protocol.startswith(_RETRIEVAL) else _TASKS[item.data.kind],
             data=item.data.name, data_digest=item.data.digest, split_digest=item.split.digest,
-            model=model.name, model_digest=model.digest, step=candidate.step, samples_seen=candidate.samples_seen,
+            model=model.name, model_digest=model.digest, normalisation=self._normalisation.name(model),
+            step=candidate.step, samples_seen=candidate.samples_seen,
             protocol=protocol, features=features, metric=outcome.metric,
             value=interval.value, low=interval.low, high=interval.high,
             num_train=int((found.parts != TEST).sum()), num_test=outcome.evidence.num_images,
             num_draws=self.config.num_draws, seed=self.config.seed, seconds=seconds,
-            detail=_with_classes(outcome, item, found), predictions=outcome.predictions, evidence=outcome.evidence,
+            detail=detail_of(outcome, item, found), predictions=outcome.predictions, evidence=outcome.evidence,
         )  # fmt: skip
 
     def _see_patches(self, candidate: Candidate, model: Model, item: Prepared, found: Questions) -> None:
@@ -169,7 +176,7 @@ class Evaluation:
         key = self._picture_key(model, item, PCA)
         stored = None if self.config.redo else self._stored.get(PCA, *key)
         if stored is None:
-            places = _spread(found.index[found.parts == TEST], _NUM_PCA)
+            places = spread(found.index[found.parts == TEST], _NUM_PCA)
             self._stored.put(pictures_of_patches(model, item.data, places), item.data.name, model.name, PCA, *key)
             stored = self._stored.get(PCA, *key)
         self._pictures[item.data.name, model.name, PCA, ""] = stored or []
@@ -181,7 +188,8 @@ class Evaluation:
         chosen = chosen_rows(rows)
         chosen_keys = {(row.data, row.model, row.protocol, row.features) for row in chosen}
         floors = {candidate.name for candidate in done if candidate.is_floor}
-        comparisons = compare_all(rows, floors, {c.name: c.run for c in done if c.run is not None})
+        runs = {candidate.name: candidate.run for candidate in done if candidate.run is not None}
+        comparisons = compare_all(rows, floors, runs, self._baseline)
         classes = {item.data.name: item.data.classes for item in self.prepared}
         return {
             "format": "pera-eval",
@@ -193,7 +201,11 @@ class Evaluation:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
             "seconds": time.time() - self._started,
             "models": [self._models[candidate.name] for candidate in done],
-            "data": [item.figures(self._rejected.get(item.data.name, ())) for item in self.prepared],
+            "baseline": self._baseline,
+            "data": [
+                item.figures(self._rejected.get(item.data.name, ())) | self._normalisation.figures(item)
+                for item in self.prepared
+            ],
             "rows": [row.figures() | {"chosen": _place_of(row) in chosen_keys} for row in rows],
             "comparisons": [comparison.figures() for comparison in comparisons],
             "verdicts": sentences(comparisons),
@@ -218,32 +230,12 @@ def _in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (c.is_floor, runs.index(c.run or c.name), c.step or 0))
 
 
-def _pictures_of(item: Prepared, outcome: Outcome) -> list[Picture]:
-    rows = outcome.detail.get("gallery")
-    return [*outcome.pictures, gallery_picture(item.data, rows)] if rows else outcome.pictures
-
-
-def _with_classes(outcome: Outcome, item: Prepared, found: Questions) -> dict[str, Any]:
-    """Add to a protocol's detail the accuracy of each class, where it predicts one class for each image."""
-    if outcome.predictions is None or found.labels is None:
-        return outcome.detail
-    truth = found.labels[found.parts == TEST]
-    right = outcome.predictions == truth
-    per_class = {name: float(right[truth == label].mean()) for label, name in enumerate(item.data.classes)}
-    return outcome.detail | {"per_class": per_class}
-
-
-def _spread(places: NDArray[np.int64], number: int) -> list[int]:
-    """Return some places at even distances: of sorted class folders some of different classes."""
-    chosen = np.linspace(0, len(places) - 1, min(number, len(places))).round().astype(int)
-    return [int(places[position]) for position in chosen]
-
-
 def _percent(row: Row) -> str:
     return f"{100 * row.value:5.1f} % ({100 * row.low:.1f} … {100 * row.high:.1f})"
 
 
 def _describe_model(candidate: Candidate, model: Model) -> dict[str, Any]:
-    names = ("name", "kind", "digest", "description", "image_px", "patch_px", "bands", "dtype")
+    names = ("name", "kind", "digest", "description", "image_px", "patch_px", "bands", "dtype", "mean", "std")
     origin = {"run": candidate.run, "step": candidate.step, "samples_seen": candidate.samples_seen}
-    return {name: getattr(model, name) for name in names} | origin
+    training = None if candidate.training is None else asdict(candidate.training)
+    return {name: getattr(model, name) for name in names} | origin | {"training": training}

@@ -134,9 +134,9 @@ def extract(model: Model, data: LabelledData, places: Sequence[int], work: Work,
     rejected: list[tuple[str, str]] = []
 
     def prepare(sample: Sample) -> Tensor:
-        return model_input(sample, model.image_px, share)
+        return model_input(in_bands_of(model, data, sample), model.image_px, share)
 
-    for images, faults in load_ahead(model, data, places, work.batch_size, work.workers, prepare):
+    for images, faults in load_ahead(data, places, work.batch_size, work.workers, prepare):
         rejected += faults
         check_rejected(data, rejected, len(places))
         # A model that takes images as they are sees one batch per run of equal sizes.
@@ -193,7 +193,6 @@ def cost_since(started: float, num_images: int) -> Cost:
 
 
 def load_ahead(
-    model: Model,
     data: LabelledData,
     places: Sequence[int],
     batch_size: int,
@@ -202,13 +201,13 @@ def load_ahead(
 ) -> Iterator[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]:
     """Yield batches of (place, prepared sample) and of (id, reason) of the unreadable, while the next are being read.
 
-    `prepare` runs in the reading threads, on samples whose images are in the model's bands.
+    `prepare` runs in the reading threads.
     """
     starts = iter(range(0, len(places), batch_size))
     with ThreadPoolExecutor(workers) as pool, labelled_chips():
 
         def submit(start: int) -> "Future[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]":
-            return pool.submit(_load, model, data, places[start : start + batch_size], prepare)
+            return pool.submit(_load, data, places[start : start + batch_size], prepare)
 
         pending = deque(submit(start) for start in itertools.islice(starts, workers + 1))
         while pending:
@@ -218,7 +217,7 @@ def load_ahead(
 
 
 def _load(
-    model: Model, data: LabelledData, places: Sequence[int], prepare: Callable[[Sample], Prepared]
+    data: LabelledData, places: Sequence[int], prepare: Callable[[Sample], Prepared]
 ) -> tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]:
     samples: list[tuple[int, Prepared]] = []
     rejected: list[tuple[str, str]] = []
@@ -228,7 +227,7 @@ def _load(
         except UnreadableImageError as error:
             rejected.append((data.ids[place], str(error)))
             continue
-        samples.append((place, prepare(in_bands_of(model, data, sample))))
+        samples.append((place, prepare(sample)))
     return samples, rejected
 
 

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.data.kinds import LabelledData, Sample
-from eval.features import Cost, Work, check_rejected, cost_since, load_ahead
+from eval.features import Cost, Work, check_rejected, cost_since, in_bands_of, load_ahead
 from eval.models.model import Model, digest_of
 from eval.models.windows import OVERLAP, DenseFeatures, embed_large
 from eval.protocols.dense import DenseSample
@@ -133,7 +134,8 @@ def _extract(model: Model, data: LabelledData, file: BinaryIO, work: Work) -> di
     rejected: list[tuple[str, str]] = []
     places = range(len(data.ids))
     chunk = _samples_at_once(model, data, work.batch_size)
-    for loaded, faults in load_ahead(model, data, places, chunk, work.workers, lambda sample: sample):
+    prepare = partial(in_bands_of, model, data)
+    for loaded, faults in load_ahead(data, places, chunk, work.workers, prepare):
         rejected += faults
         check_rejected(data, rejected, len(places))
         images = [torch.from_numpy(np.array(image)) for _, sample in loaded for image in sample.images]
@@ -152,7 +154,7 @@ def _extract(model: Model, data: LabelledData, file: BinaryIO, work: Work) -> di
 
 def _samples_at_once(model: Model, data: LabelledData, batch_size: int) -> int:
     """Return how many samples make about one batch of windows, by the size of the first that can be read."""
-    for loaded, _ in load_ahead(model, data, range(len(data.ids)), 1, 1, lambda sample: sample.images):
+    for loaded, _ in load_ahead(data, range(len(data.ids)), 1, 1, lambda sample: sample.images):
         if loaded:
             num_pixels: int = sum(image.shape[0] * image.shape[1] for image in loaded[0][1])
             side_px: int = model.image_px or _FREE_SIDE_PX

@@ -16,7 +16,7 @@ from eval.data.kinds import LabelledData
 from eval.features import in_bands_of
 from eval.models.model import Model, digest_of
 from eval.models.windows import embed_large
-from eval.protocols.task import Picture
+from eval.protocols.task import Outcome, Picture
 from eval.report.pictures import beside, figures, gallery, pca_pictures
 from shards import storage
 from shards.images import Pixels
@@ -40,6 +40,18 @@ def gallery_picture(data: LabelledData, rows: Sequence[Sequence[int]]) -> Pictur
     """
     places = sorted({place for row in rows for place in row})
     return gallery({place: for_the_eye(data, place)[0] for place in places}, rows, data.labels)
+
+
+def pictures_of(data: LabelledData, outcome: Outcome) -> list[Picture]:
+    """Return the pictures that an outcome brings, and the gallery of what its retrieval found."""
+    rows = outcome.detail.get("gallery")
+    return [*outcome.pictures, gallery_picture(data, rows)] if rows else outcome.pictures
+
+
+def spread(places: NDArray[np.int64], number: int) -> list[int]:
+    """Return some places at even distances: of sorted class folders some of different classes."""
+    chosen = np.linspace(0, len(places) - 1, min(number, len(places))).round().astype(int)
+    return [int(places[position]) for position in chosen]
 
 
 def pictures_of_patches(model: Model, data: LabelledData, places: Sequence[int]) -> list[Picture]:

@@ -62,10 +62,7 @@ def questions(model: Model, item: Prepared, config: EvalConfig, device: torch.de
     """
     with contextlib.ExitStack() as stack:
         # The line of progress ends before the protocols begin.
-        with Progress(f"{model.name} on {item.data.name}", len(item.data.ids), "images") as progress:
-            work = Work(
-                batch_size=config.batch_size, workers=config.workers, redo=config.redo, advance=_Advance(progress)
-            )
+        with working(f"{model.name} on {item.data.name}", len(item.data.ids), config) as work:
             if item.data.kind == "classes":
                 table = features_of(model, item.data, config.out, work)
             else:
@@ -74,6 +71,13 @@ def questions(model: Model, item: Prepared, config: EvalConfig, device: torch.de
             yield _of_features(model, item, table, config)
         else:
             yield _of_patches(item, patches, config, device)
+
+
+@contextlib.contextmanager
+def working(title: str, num_images: int, config: EvalConfig) -> Iterator[Work]:
+    """Yield how images are worked through, and show how far it is."""
+    with Progress(title, num_images, "images") as progress:
+        yield Work(batch_size=config.batch_size, workers=config.workers, redo=config.redo, advance=_Advance(progress))
 
 
 class _Advance:
@@ -146,11 +150,7 @@ class _Variants:
         """Return each kind of features [N_test, D] of the test images at a share of their size."""
         if share not in self._known:
             title = f"{self._model.name} on {self._item.data.name} at {100 * share:g} %"
-            with Progress(title, len(self._places), "images") as progress:
-                work = Work(
-                    batch_size=self._config.batch_size, workers=self._config.workers, redo=self._config.redo,
-                    advance=_Advance(progress),
-                )  # fmt: skip
+            with working(title, len(self._places), self._config) as work:
                 variant = Variant(places=self._places, share=share)
                 table = features_of(self._model, self._item.data, self._config.out, work, variant)
             self._known[share] = table.values
@@ -180,3 +180,13 @@ def _of_patches(item: Prepared, table: PatchTable, config: EvalConfig, device: t
     )  # fmt: skip
     asked = [Question(features="patches", protocol=p, answer=partial(p.run, task)) for p in item.protocols]
     return Questions(asked=asked, index=table.index, parts=parts, labels=None, rejected=table.rejected, cost=table.cost)
+
+
+def detail_of(outcome: Outcome, item: Prepared, found: Questions) -> dict[str, Any]:
+    """Return a protocol's detail with the accuracy of each class, where it predicts one class for each image."""
+    if outcome.predictions is None or found.labels is None:
+        return outcome.detail
+    truth = found.labels[found.parts == TEST]
+    right = outcome.predictions == truth
+    per_class = {name: float(right[truth == label].mean()) for label, name in enumerate(item.data.classes)}
+    return outcome.detail | {"per_class": per_class}

@@ -21,12 +21,12 @@ from eval.statistics import Evidence
 from shards import storage
 from shards.errors import UserError
 
-_FORMAT = b"pera-eval-results 2"
+_FORMAT = b"pera-eval-results 3"
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()), ("data", pa.string()), ("data_digest", pa.string()), ("split_digest", pa.string()),
-        ("model", pa.string()), ("model_digest", pa.string()), ("step", pa.int64()), ("samples_seen", pa.int64()),
-        ("protocol", pa.string()), ("features", pa.string()),
+        ("model", pa.string()), ("model_digest", pa.string()), ("normalisation", pa.string()),
+        ("step", pa.int64()), ("samples_seen", pa.int64()), ("protocol", pa.string()), ("features", pa.string()),
         ("metric", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
         ("num_train", pa.int64()), ("num_test", pa.int64()), ("num_draws", pa.int64()), ("seed", pa.int64()),
         ("seconds", pa.float64()), ("detail", pa.string()), ("predictions", pa.list_(pa.int32())),
@@ -47,6 +47,9 @@ class Row:
     split_digest: str
     model: str
     model_digest: str
+    """Of all that its features depend on, the normalisation included."""
+    normalisation: str
+    """By the figures of the model or of the dataset, or none."""
     step: int | None
     """Optimiser step of an export; `samples_seen` alike. None where the model has none."""
     samples_seen: int | None
@@ -73,8 +76,8 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """Return what the row depends on: equal keys, equal figures."""
-        return (self.data, self.data_digest, self.split_digest, self.model, self.model_digest, self.protocol,
-                self.features, self.num_draws, self.seed)  # fmt: skip
+        return (self.data, self.data_digest, self.split_digest, self.model, self.model_digest, self.normalisation,
+                self.protocol, self.features, self.num_draws, self.seed)  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
         """Return everything but predictions and evidence, JSON-able."""

@@ -77,8 +77,10 @@ def _validation(row: Row) -> float:
     return -1.0 if figure is None else float(figure)
 
 
-def compare_all(rows: Sequence[Row], floors: set[str], runs: Mapping[str, str]) -> list[Comparison]:
-    """Compare every model that is no floor with every floor, and with models listed before it.
+def compare_all(
+    rows: Sequence[Row], floors: set[str], runs: Mapping[str, str], baseline: str | None = None
+) -> list[Comparison]:
+    """Compare every model that is no floor with every floor, and with the baseline or else with models before it.
 
     Of one run's exports each is compared with the one before it, and the last one alone with other models: the
     number of comparisons grows with the number of exports, not with its square.
@@ -87,14 +89,14 @@ def compare_all(rows: Sequence[Row], floors: set[str], runs: Mapping[str, str]) 
         rows: of any data sets, models and protocols, models in the order of the report.
         floors: names of the models that are floors.
         runs: name of each exported model → its run; exports of a run in the order of their steps.
+        baseline: name of the model that all others are compared with, in place of those before them.
     """
     models = list(dict.fromkeys(row.model for row in rows))
+    opponents = {name: _opponents(name, models, floors, runs, baseline) for name in models if name not in floors}
     chosen = {(row.data, row.protocol, row.model): row for row in chosen_rows(rows)}
     comparisons = []
     for row in rows:
-        if row.model in floors:
-            continue
-        for name in _opponents(row.model, models, floors, runs):
+        for name in opponents.get(row.model, ()):
             other = chosen.get((row.data, row.protocol, name))
             if other is not None and other.evidence.units.shape == row.evidence.units.shape:
                 is_chosen = chosen[row.data, row.protocol, row.model] is row
@@ -102,19 +104,18 @@ def compare_all(rows: Sequence[Row], floors: set[str], runs: Mapping[str, str]) 
     return comparisons
 
 
-def _opponents(model: str, models: Sequence[str], floors: set[str], runs: Mapping[str, str]) -> list[str]:
+def _opponents(
+    model: str, models: Sequence[str], floors: set[str], runs: Mapping[str, str], baseline: str | None
+) -> list[str]:
     last_of = {runs[name]: name for name in models if name in runs}
+    newest = {name for name in models if name not in runs or last_of[runs[name]] == name}
     mine = [name for name in models if name in runs and runs[name] == runs.get(model)]
-    before = models[: models.index(model)]
-    opponents = [name for name in models if name in floors]
-    for name in before:
-        if name in mine:
-            wanted = mine.index(name) == mine.index(model) - 1
-        else:
-            wanted = all(item not in runs or last_of[runs[item]] == item for item in (name, model))
-        if wanted and name not in floors:
-            opponents.append(name)
-    return opponents
+    before = mine[: mine.index(model)][-1:] if mine else []
+    others = [name for name in models[: models.index(model)] if name in newest and name not in mine]
+    if baseline is not None:
+        others = [baseline] * (model != baseline)
+    wanted = {*before, *(others if model in newest else [])}
+    return [name for name in models if name in floors] + [n for n in models if n in wanted and n not in floors]
 
 
 def _compare(row: Row, other: Row, other_is_floor: bool, chosen: bool) -> Comparison:
@@ -127,21 +128,48 @@ def _compare(row: Row, other: Row, other_is_floor: bool, chosen: bool) -> Compar
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say the headline comparisons in words, each model by its chosen features."""
+    """Say the headline comparisons in words, each model by its chosen features: all floors at once, then the others."""
     told = [c for c in comparisons if c.chosen and c.protocol in HEADLINES]
-    return [_sentence(c) for c in sorted(told, key=lambda c: (c.data, c.model, HEADLINES.index(c.protocol)))]
+    data, models = (list(dict.fromkeys(getattr(c, name) for c in told)) for name in ("data", "model"))
+    told.sort(key=lambda c: (data.index(c.data), models.index(c.model), HEADLINES.index(c.protocol)))
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
+    for c in told:
+        groups.setdefault((c.data, c.model, c.protocol, "" if c.other_is_floor else c.other), []).append(c)
+    return [_sentence(group) for group in groups.values()]
 
 
-def _sentence(comparison: Comparison) -> str:
+def _sentence(group: Sequence[Comparison]) -> str:
+    """Say one comparison, or those of one model with several floors."""
+    first = group[0]
+    if len(group) == 1:
+        said = f"{_against(first, ' points')}, "
+        end = f" against {first.other_features}" if first.other_features != first.features else ""
+    else:
+        said, end = f"{_against_floors(group)}; ", ""
+    return f"On {first.data}, {first.model} {said}{TITLES[first.protocol]} on {first.features}{end} features."
+
+
+def _against(comparison: Comparison, unit: str = "") -> str:
+    return f"{_VERBS[comparison.difference.verdict]} {comparison.other}: {_points(comparison, unit)}"
+
+
+def _points(comparison: Comparison, unit: str = "") -> str:
     d = comparison.difference
-    features = comparison.features
-    if comparison.other_features != features:
-        features = f"{features} against {comparison.other_features}"
-    return (
-        f"On {comparison.data}, {comparison.model} {_VERBS[d.verdict]} {comparison.other}: "
-        f"{100 * d.value:+.1f} points ({100 * d.low:+.1f} … {100 * d.high:+.1f}), "
-        f"{TITLES[comparison.protocol]} on {features} features."
-    )
+    return f"{100 * d.value:+.1f}{unit} ({100 * d.low:+.1f} … {100 * d.high:+.1f})"
+
+
+def _against_floors(group: Sequence[Comparison]) -> str:
+    """Say each verdict once: of all floors with the difference nearest to none, else floor by floor."""
+    verdicts = [verdict for verdict in _VERBS if any(c.difference.verdict == verdict for c in group)]
+    if len(verdicts) == 1:
+        nearest = min(group, key=lambda c: abs(c.difference.value))
+        number = f"any of {len(group)}" if verdicts[0] == "no difference" else f"all {len(group)}"
+        return f"{_VERBS[verdicts[0]]} {number} floors, nearest {nearest.other}: {_points(nearest, ' points')}"
+    parts = []
+    for verdict in verdicts:
+        first, *more = [c for c in group if c.difference.verdict == verdict]
+        parts.append(", ".join([_against(first, " points"), *[f"{c.other}: {_points(c)}" for c in more]]))
+    return ", and ".join(parts)
 
 
 def confusions(

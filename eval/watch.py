@@ -12,6 +12,7 @@ from eval.evaluate import Evaluation
 from eval.models.exports import read_export
 from eval.models.resolve import export_candidate
 from eval.models.runs import export_folders, is_complete
+from eval.models.training import read_training_log
 from shards.errors import UserError
 
 
@@ -47,9 +48,9 @@ def _look(
         if step <= newest[run]:
             continue
         newest[run] = step
-        started = time.monotonic()
+        started, log = time.monotonic(), read_training_log(run)
         try:
-            candidate = export_candidate(read_export(folder), evaluation.device, lazy=False)
+            candidate = export_candidate(read_export(folder), evaluation.device, log, lazy=False)
             evaluation.check(candidate)
             evaluation.add(candidate)
         except UserError as error:

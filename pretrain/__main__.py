@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from pretrain.batches.server import fork_server
 from pretrain.config import Config
 from shards import cli
 from shards.errors import UserError
@@ -58,6 +59,9 @@ def look(command: str, *argv: str) -> int:
 
 def pretrain(config: Config) -> int:
     """Train as configured, and say what came of it."""
+    if config.loader.workers:
+        # Before torch is imported here: both take seconds, and pass at the same time.
+        fork_server()
     from pretrain.batches.loader import WorkerKilledError
     from pretrain.training.loop import train
     from pretrain.training.ranks import LostRankError, ToldElsewhereError
@@ -73,8 +77,8 @@ def pretrain(config: Config) -> int:
         return failed(f"{error}: restore its shard" + _GO_ON * (config.loader.on_bad == "stop"))
     except (StorageError, WorkerKilledError, NonFiniteError, TooLateError, LostRankError) as error:
         return failed(str(error))
-    except ToldElsewhereError:
-        return 2
+    except ToldElsewhereError as error:
+        return 2 if error.is_users else 1
     if outcome.is_first:
         report(config, outcome)
     if outcome.stopped and not stop.asked:

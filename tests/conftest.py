@@ -18,6 +18,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
+# Before torch is imported: test processes share the cores, and threads that spin while they wait take them from others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from shards.commit import commit_version, write_table
 from shards.digest import content_digest
 from shards.images import encode_image
@@ -34,7 +38,26 @@ settings.load_profile("untimed")
 REPOSITORY = Path(__file__).parents[1]
 _SHARED = REPOSITORY.parent / "shared" / "data"
 
+_LONGEST = (
+    "ingest/test_faults.py",
+    "pretrain/training/test_ranks.py",
+    "ingest/test_versions.py",
+    "ingest/test_corpus.py",
+    "ingest/test_ingest.py",
+    "pretrain/test_main.py",
+    "ingest/test_cluster.py",
+    "pretrain/training/test_loop.py",
+)
+"""Files of tests that start clusters, ranks and trainings, the longest first."""
+
 WriteDataset = Callable[..., str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the longest files run first: `make test` shares out whole files, and at the end nobody waits for one."""
+    places = {REPOSITORY / "tests" / name: place for place, name in enumerate(_LONGEST)}
+    assert all(path.exists() for path in places)
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Image files to pixels with named bands: Pillow for PNG, JPEG, WebP, BMP; GDAL (rasterio) where the format is geo."""
 
 import contextlib
+import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -18,6 +20,8 @@ PLAIN_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 GEO_EXTENSIONS = frozenset({".tif", ".tiff", ".jp2"})
 EXTENSIONS = PLAIN_EXTENSIONS | GEO_EXTENSIONS
 RGB = ("red", "green", "blue")
+_ADDRESS, _MEMORY_FILE = re.compile(r" at 0x[0-9a-fA-F]+"), re.compile(r"/vsimem/[^\s'\"`,;:)]*")
+_MAX_TOLD = 400
 
 
 class UnreadableImageError(ValueError):
@@ -50,10 +54,31 @@ def decode(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]
         pixels, bands = _decode_geo(data) if extension(path) in GEO_EXTENSIONS else _decode_plain(path, data)
     # Pillow raises SyntaxError for some broken PNGs.
     except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(" ".join(str(error).split())[:200]) from error
+        raise UnreadableImageError(reason(error)) from error
     if pixels.shape[2] == 1:
         return np.repeat(pixels, 3, axis=2), RGB
     return pixels, bands
+
+
+def image_size(path: str, data: bytes) -> tuple[int, int] | None:
+    """Return height and width that an image file's header states; None where it is damaged."""
+    try:
+        if extension(path) in GEO_EXTENSIONS:
+            with MemoryFile(data) as memory, memory.open() as image:
+                return image.height, image.width
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.height, picture.width
+    except MemoryError:
+        raise
+    # Pillow's readers pass on whatever damaged bytes lead to.
+    except Exception:
+        return None
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one line that is the same in every run: no address, no name of a file in memory."""
+    told = _ADDRESS.sub("", " ".join(str(error).split()))
+    return _MEMORY_FILE.sub("file", told)[:_MAX_TOLD]
 
 
 def _decode_plain(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from eval.data.decode import GEO_EXTENSIONS, UnreadableImageError, decode
+from eval.data.decode import GEO_EXTENSIONS, UnreadableImageError, decode, reason
 from eval.data.kinds import LabelledData, Sample
 from eval.data.split import TEST, TRAIN, VALIDATION
 from shards.columns import iter_columns
@@ -99,7 +99,7 @@ def _read(dataset: Dataset, row: int, bands: tuple[str, ...]) -> NDArray[np.gene
     except (CorruptSampleError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UnreadableImageError(str(error)) from error
+        raise UnreadableImageError(reason(error)) from error
     if pixels.shape[2] != len(bands) or str(pixels.dtype) != dataset.dtype:
         raise UnreadableImageError(
             f"{pixels.dtype} with {pixels.shape[2]} bands: the dataset is {dataset.dtype} with {len(bands)}"

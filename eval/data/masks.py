@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.io import MemoryFile
 
-from eval.data.decode import GEO_EXTENSIONS, UnreadableImageError, extension
+from eval.data.decode import GEO_EXTENSIONS, UnreadableImageError, extension, reason
 from eval.data.kinds import IGNORE, Kind
 from shards.errors import UserError
 
@@ -57,7 +57,7 @@ def decode_mask(path: str, data: bytes) -> NDArray[np.integer]:
         raise
     # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …
     except Exception as error:
-        raise UnreadableImageError(f"mask {path}: {' '.join(str(error).split())[:200]}") from error
+        raise UnreadableImageError(f"mask {path}: {reason(error)}") from error
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     if values.dtype.kind not in "iu":

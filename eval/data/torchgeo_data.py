@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from eval.data.decode import RGB, UnreadableImageError
+from eval.data.decode import RGB, UnreadableImageError, reason
 from eval.data.kinds import Kind, LabelledData, Sample
 from eval.data.layout import PART_NAMES
 from eval.data.masks import MaskClasses, class_of_pixels, count_values, find_classes
@@ -79,13 +79,14 @@ def open_torchgeo(name: str, word: str, root: str) -> LabelledData:
         root: the folder where torchgeo finds the dataset's files.
 
     Raises:
-        UserError: torchgeo is not installed, has no such dataset, finds no files, or gives what has no labels.
+        UserError: torchgeo is not installed, has no such dataset, finds no files, or gives what has no labels or a mask
+            of another size.
     """
     where = f"{name} ({word})"
     source = _open_source(where, word, root)
     seen = _Seen()
     for place, called in enumerate(source.ids):
-        seen.add(_checked(where, called, source.fetch, place))
+        seen.add(_of_one_size(where, called, _checked(where, called, source.fetch, place)))
     if max(len(seen.labels), len(seen.counts)) < len(source.ids):
         raise UserError(f"{where} has samples without a label or mask among its {len(source.ids)}: name one split")
     if seen.labels:
@@ -181,7 +182,7 @@ def _fetch(split: Any, index: int) -> _Raw:
     try:
         sample = split[index]
     except (OSError, ValueError, RuntimeError, RasterioError) as error:
-        raise UnreadableImageError(" ".join(str(error).split())[:200]) from error
+        raise UnreadableImageError(reason(error)) from error
     mask, label = sample.get("mask"), sample.get("label")
     plain = label is not None and np.ndim(label) == 0
     return _Raw(
@@ -196,6 +197,17 @@ def _checked(where: str, called: str, fetch: Callable[[int], _Raw], place: int) 
         return fetch(place)
     except UnreadableImageError as error:
         raise UserError(f"{where}: sample {called} cannot be read: {error}; mend its file") from error
+
+
+def _of_one_size(where: str, called: str, raw: _Raw) -> _Raw:
+    """Raise if images and mask of a sample differ in size; a mask beside a label does not matter."""
+    masks = [raw.mask] if raw.mask is not None and raw.label is None else []
+    sizes = [f"{array.shape[1]}×{array.shape[0]}" for array in (*raw.images, *masks)]
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f"{where}: sample {called} has images and mask of {', '.join(sizes)}: mend it, one size is needed"
+        )
+    return raw
 
 
 def _images(sample: Mapping[str, Any]) -> tuple[NDArray[np.generic], ...]:

@@ -67,6 +67,10 @@ class Model:
     """Map images [B, H, W, C] in their type's own units to features."""
     network: nn.Module | None = None
     """The timm network, for fine-tuning; None where there is nothing to tune."""
+    mean: tuple[float, ...] | None = None
+    """Of each band, by which images are normalised, in units of the type's value range 0…1; `std` alike. None without a
+    network."""
+    std: tuple[float, ...] | None = None
     normalise: Callable[[Tensor], Tensor] | None = None
     """Map images [B, H, W, C] to the network's input, float32 [B, C, H, W] on its device; None without a network."""
 
@@ -117,6 +121,8 @@ def _model_of_export(
         patch_px=cell_px(network),
         embed=embedder(network, normalise),
         network=network,
+        mean=export.mean,
+        std=export.std,
         normalise=normalise,
     )
 
@@ -172,6 +178,8 @@ def _model_of_timm(
         patch_px=cell_px(network),
         embed=embedder(network, normalise),
         network=network,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
         normalise=normalise,
     )
 

@@ -14,6 +14,7 @@ from eval.models.floors import floor_model
 from eval.models.model import Model, export_model, random_init_of_export, random_init_of_timm, timm_model
 from eval.models.official import official_export
 from eval.models.runs import find_exports
+from eval.models.training import Training, TrainingLog, read_training_log
 from shards.errors import UserError
 
 _FREE_FLOORS = ("floor:image_stats", "floor:random_conv")
@@ -32,11 +33,15 @@ class Candidate:
     """Type of the images it takes; None: any."""
     load: Callable[[], Model]
     """Build it; raises UserError if its weights are damaged."""
+    words: tuple[str, ...] = ()
+    """What named it among the words after --models."""
     is_floor: bool = False
     run: str | None = None
     """URL of the run that exported it; `step` and `samples_seen` say when."""
     step: int | None = None
     samples_seen: int | None = None
+    training: Training | None = None
+    """What training had cost by then; None where nobody says so."""
     may_fail: bool = False
     """One of many exports: if it cannot be loaded it is passed over and told, as a damaged export of a run is."""
 
@@ -53,7 +58,7 @@ def resolve_models(
         tell: is given a line for each export of a run that was passed over as invalid.
 
     Raises:
-        UserError: a word names nothing that can be loaded.
+        UserError: a word names nothing that can be loaded, or a run's metrics are damaged.
     """
     words = list(dict.fromkeys(words))
     exports: dict[str, list[Export]] = {}
@@ -65,16 +70,24 @@ def resolve_models(
     if add_floors:
         words += [floor for floor in _default_floors(words, bool(exports)) if floor not in words]
     first = next((found[-1] for found in exports.values()), None)
-    named: list[tuple[str, Candidate]] = []
+    logs = _training_logs([export for found in exports.values() for export in found])
+    named: dict[str, Candidate] = {}
     for word in words:
         if word in exports:
             lazy = len(exports[word]) > 1
-            named += [(export.url, export_candidate(export, device, lazy=lazy)) for export in exports[word]]
+            found = {e.url: export_candidate(e, device, logs.get(e.run or ""), lazy=lazy) for e in exports[word]}
         else:
-            named.append((word, _eager(_load(word, first, device))))
-    # RUN and RUN@STEP may be the same export.
-    once = list(dict(named).items())
-    return _with_unique_names(sorted(once, key=lambda item: item[1].is_floor))
+            found = {word: _eager(_load(word, first, device))}
+        # RUN and RUN@STEP may be the same export.
+        for place, candidate in found.items():
+            before = named[place].words if place in named else ()
+            named[place] = replace(candidate, words=(*before, word))
+    return _with_unique_names(sorted(named.items(), key=lambda item: item[1].is_floor))
+
+
+def candidate_of(word: str, candidates: Sequence[Candidate]) -> Candidate:
+    """Return the model that one of the words after --models names, the last one of RUN@all."""
+    return [candidate for candidate in candidates if word in candidate.words][-1]
 
 
 def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
@@ -82,8 +95,20 @@ def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
     return ["floor:random_init"] * (any_export and not has_random_init) + list(_FREE_FLOORS)
 
 
-def export_candidate(export: Export, device: torch.device, *, lazy: bool) -> Candidate:
-    """Return the candidate of an export; a lazy one reads its weights when it is loaded, and holds none."""
+def _training_logs(exports: Sequence[Export]) -> dict[str, TrainingLog | None]:
+    """Read the metrics of each run once, however many exports it has."""
+    return {run: read_training_log(run) for run in dict.fromkeys(e.run for e in exports if e.run is not None)}
+
+
+def export_candidate(export: Export, device: torch.device, log: TrainingLog | None, *, lazy: bool) -> Candidate:
+    """Return the candidate of an export; a lazy one reads its weights when it is loaded, and holds none.
+
+    Args:
+        export: of a run, or one that stands alone.
+        device: where the network runs.
+        log: the metrics of its run; None: there are none.
+        lazy: see above.
+    """
     if lazy:
         load = lambda: export_model(read_export(export.url), device)  # noqa: E731
     else:
@@ -91,7 +116,8 @@ def export_candidate(export: Export, device: torch.device, *, lazy: bool) -> Can
         load = lambda: model  # noqa: E731
     return Candidate(
         name=export.label, bands=export.bands, dtype=export.dtype, load=load,
-        run=export.run, step=export.step, samples_seen=export.samples_seen, may_fail=lazy,
+        run=export.run, step=export.step, samples_seen=export.samples_seen,
+        training=None if log is None else log.until(export.step), may_fail=lazy,
     )  # fmt: skip
 
 
@@ -120,7 +146,7 @@ def _load(word: str, first: Export | None, device: torch.device) -> Model:
     return floor_model(name)
 
 
-def _with_unique_names(named: list[tuple[str, Candidate]]) -> list[Candidate]:
+def _with_unique_names(named: Sequence[tuple[str, Candidate]]) -> list[Candidate]:
     """Name candidates alike by the words or URLs that they come from."""
     names = [candidate.name for _, candidate in named]
     return [

@@ -6,12 +6,12 @@ all this reads, and the weights of the newest export.
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from eval.models.exports import Export, describe_export, read_export
+from eval.models.training import whole_lines
 from shards import storage
 from shards.errors import UserError
 
@@ -109,7 +109,8 @@ def is_complete(run: str) -> bool:
         return False
     try:
         config: dict[str, Any] = yaml.safe_load(storage.read_bytes(urls[0]))
-        last = next(_rows_from_the_end(storage.read_bytes(urls[1])), None)
+        lines = whole_lines(storage.read_bytes(urls[1]))
+        last: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
         reached = last is not None and last["step"] >= num_steps(config, last)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run} cannot be watched: its config.yaml or metrics.jsonl is damaged ({error})") from error
@@ -128,10 +129,3 @@ def num_steps(config: dict[str, Any], row: dict[str, Any]) -> int:
     steps: int = round(float(number) * row["step"] / done)
     limit = config.get("max_steps")
     return steps if limit is None else min(steps, int(limit))
-
-
-def _rows_from_the_end(lines: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the rows of JSON lines, the last first; a line that is still being written is no row yet."""
-    complete = lines[: lines.rfind(b"\n") + 1]
-    for line in reversed(complete.splitlines()):
-        yield json.loads(line)

@@ -52,15 +52,8 @@ class Table:
         return metric_name(self.rows[0].get("metric", "accuracy"))
 
     def chosen(self) -> dict[str, Figures]:
-        """Return each model's row with its chosen kind of features, by model.
-
-        It is the row marked as chosen, or else the one with the best figure on validation images: test figures choose
-        nothing.
-        """
-        by_model: dict[str, list[Figures]] = {}
-        for row in self.rows:
-            by_model.setdefault(row["model"], []).append(row)
-        return {model: _chosen(rows) for model, rows in by_model.items()}
+        """Return each model's row with its chosen kind of features, by model, the best figure first."""
+        return {row["model"]: row for row in self.rows if row["chosen"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +66,9 @@ class Contents:
     floors: frozenset[str]
     """Models that are floors."""
     newest: frozenset[str]
-    """Models but those that a later step of the same run overtakes."""
+    """Models but those that a later step of the same run overtakes; the baseline always."""
+    baseline: str | None
+    """The model that all other backbones are compared with, if there is one."""
     _against: Mapping[tuple[str, ...], list[Figures]] = field(repr=False)
 
     def against(self, row: Figures) -> list[Figures]:
@@ -102,7 +97,8 @@ def contents(report: Figures) -> Contents:
         report=report,
         tables=_tables(report),
         floors=frozenset(model["name"] for model in report["models"] if model.get("kind") == "floor"),
-        newest=_newest(report["models"], report["rows"]),
+        newest=_newest(report["models"], report["rows"]) | frozenset(filter(None, [report.get("baseline")])),
+        baseline=report.get("baseline"),
         _against=against,
     )
 
@@ -126,18 +122,6 @@ def _tables(report: Figures) -> list[Table]:
 
 def _place(protocol: str) -> int:
     return _ORDER.index(protocol) if protocol in _ORDER else len(_ORDER)
-
-
-def _chosen(rows: list[Figures]) -> Figures:
-    """Return the row that is marked, or the one with the best validation figure, the first by features among equals."""
-    named = sorted(rows, key=lambda row: str(row["features"]))
-    marked = [row for row in named if row.get("chosen")]
-    return (marked or sorted(named, key=_validation, reverse=True))[0]
-
-
-def _validation(row: Figures) -> float:
-    figure = (row.get("detail") or {}).get("validation")
-    return -1.0 if figure is None else float(figure)
 
 
 def _newest(models: Iterable[Figures], rows: Iterable[Figures]) -> frozenset[str]:

@@ -13,25 +13,25 @@ def markdown(report: Figures) -> str:
     lines += ["## Where the figures come from", "", *_models(report), "", *_data(report), ""]
     if report.get("costs"):
         lines += [*_costs(report), ""]
+    if training := _training(report):
+        lines += [*training, ""]
     versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     closing = ", ".join(filter(None, (str(report.get(name, "")) for name in ("hardware", "started"))))
     return "\n".join([*lines, f"    {report.get('command', '')}", "", closing, "", versions, ""])
 
 
 def _table(index: Contents, each: Table) -> list[str]:
-    lines = [
-        f"## {_plain(each.data)}: {each.title}",
-        "",
-        f"| model | features | {each.metric.lower()}, % | 95 % interval | floors |",
-        "|---|---|---|---|---|",
-    ]
+    heads = ["model", "features", f"{each.metric.lower()}, %", "95 % interval", "floors"]
+    heads += [f"against {_plain(index.baseline)}"] if index.baseline else []
+    lines = [f"## {_plain(each.data)}: {each.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in each.rows:
+        found = index.against(row)
         floors = "; ".join(
-            f"{found['verdict']} ({_plain(found['other'])} {points(found)})"
-            for found in index.against(row)
-            if found["other"] in index.floors
+            f"{one['verdict']} ({_plain(one['other'])} {points(one)})" for one in found if one["other"] in index.floors
         )
-        cells = (_plain(row["model"]), _plain(row["features"]), percent(row["value"]), interval(row), floors)
+        cells = [_plain(row["model"]), _plain(row["features"]), percent(row["value"]), interval(row), floors]
+        if index.baseline:
+            cells.append("; ".join(f"{o['verdict']} ({points(o)})" for o in found if o["other"] == index.baseline))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -59,6 +59,23 @@ def _costs(report: Figures) -> list[str]:
         for each in report["costs"]
     ]
     return ["| model | data | images/s | peak memory, MiB |", "|---|---|---|---|", *rows]
+
+
+def _training(report: Figures) -> list[str]:
+    told = [model for model in report["models"] if model.get("step") is not None or model.get("training")]
+    rows = []
+    for model in told:
+        found = model.get("training") or {}
+        rate, memory = found.get("samples_per_s"), found.get("memory_bytes")
+        cells = [
+            _plain(model["name"]),
+            *["–" if number is None else f"{number:,}" for number in map(model.get, ("step", "samples_seen"))],
+            "–" if rate is None else f"{rate:,.1f}",
+            "–" if memory is None else f"{memory / 2**20:,.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = "| model | step | samples seen | training, samples/s | training, peak memory, MiB |"
+    return [head, "|---|---|---|---|---|", *rows] if rows else []
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,11 @@ from eval.report.markup import Cell, Column, count, number, section, table, valu
 
 _MAX_REJECTED = 100
 """Images that were left out, named on the page; results.json names all."""
+_NOTHING = Cell(html="–")
+_TRAINING = (
+    "Samples/s over all ranks, the median of the run's metrics up to the export's step; peak memory of a rank until "
+    "then: of the GPU, on a CPU of the process."
+)
 
 
 def facts(contents: Contents) -> dict[str, str]:
@@ -19,6 +24,7 @@ def facts(contents: Contents) -> dict[str, str]:
     return {
         "Data sets": ", ".join(data["name"] for data in report["data"]),
         "Figures": f"{len(report['rows']):,}",
+        "Baseline": contents.baseline or "",
         "Bootstrap draws": f"{draws:,}" if draws else "",
         "Started": str(report.get("started", "")).replace("T", " ").replace("Z", " UTC"),
         "Time": _duration(seconds) if seconds is not None else "",
@@ -50,11 +56,31 @@ def costs(contents: Contents) -> str:
 def _cost(each: Figures, seconds: float) -> Sequence[Cell | str]:
     rate, memory = each.get("images_per_s"), each.get("memory_bytes")
     shown = [
-        Cell(html=_plain_number(rate), value=rate) if rate else Cell(html="–"),
-        Cell(html=_plain_number(memory / 2**20), value=memory) if memory else Cell(html="–"),
+        Cell(html=_plain_number(rate), value=rate) if rate else _NOTHING,
+        Cell(html=_plain_number(memory / 2**20), value=memory) if memory else _NOTHING,
         Cell(html=_plain_number(seconds), value=seconds),
     ]
     return [each["model"], each["data"], *shown]
+
+
+def training(contents: Contents) -> str:
+    """Return what the training of each export had cost by its step; nothing where no model tells its step or cost."""
+    told = [model for model in contents.report["models"] if model.get("step") is not None or model.get("training")]
+    columns = [Column(title="Model"), number("Step"), number("Samples seen"), number("Samples/s"),
+               number("Peak memory, MiB")]  # fmt: skip
+    rows = [("", _training_cells(model)) for model in told]
+    return section("Training", table(columns, rows, "costs"), level=3, lead=_TRAINING) if told else ""
+
+
+def _training_cells(model: Figures) -> Sequence[Cell | str]:
+    found = model.get("training") or {}
+    rate, memory = found.get("samples_per_s"), found.get("memory_bytes")
+    counts = [_NOTHING if n is None else Cell(html=f"{n:,}", value=n) for n in map(model.get, ("step", "samples_seen"))]
+    costs = [
+        _NOTHING if rate is None else Cell(html=_plain_number(rate), value=rate),
+        _NOTHING if memory is None else Cell(html=_plain_number(memory / 2**20), value=memory),
+    ]
+    return [model["name"], *counts, *costs]
 
 
 def _plain_number(value: float) -> str:
@@ -64,7 +90,7 @@ def _plain_number(value: float) -> str:
 def models(contents: Contents) -> str:
     """Return what each model is, with its digest."""
     columns = [Column(title="Model"), Column(title="What it is", sort=""), number("Input, px"),
-               Column(title="Digest", sort="")]  # fmt: skip
+               Column(title="Normalisation", sort=""), Column(title="Digest", sort="")]  # fmt: skip
     rows = [
         (
             "floor" if model["name"] in contents.floors else "",
@@ -72,12 +98,23 @@ def models(contents: Contents) -> str:
                 model["name"],
                 str(model.get("description", "")),
                 Cell(html=escape(str(model.get("image_px") or "as it is")), value=model.get("image_px") or 0),
+                _normalisation(contents, model),
                 Cell(html=f"<code>{escape(str(model.get('digest', '')))}</code>"),
             ],
         )
         for model in contents.report["models"]
     ]
     return section("Models", table(columns, rows, "origin"), level=3)
+
+
+def _normalisation(contents: Contents, model: Figures) -> str:
+    """Return by what a model's input is normalised, band by band."""
+    if model.get("mean") is None or model.get("std") is None:
+        return "none"
+    if contents.report.get("config", {}).get("normalisation") == "dataset":
+        return "by the data"
+    mean, std = (", ".join(f"{value:.3g}" for value in model[name]) for name in ("mean", "std"))
+    return f"mean {mean}; std {std}"
 
 
 def data_sets(contents: Contents) -> str:

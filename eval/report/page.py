@@ -16,7 +16,7 @@ from eval.report.classes import class_figures, confusions
 from eval.report.contents import Contents, Figures, contents, percent
 from eval.report.markdown import markdown
 from eval.report.markup import anchor, count, folded, section
-from eval.report.origin import costs, data_sets, facts, models, provenance
+from eval.report.origin import costs, data_sets, facts, models, provenance, training
 from eval.report.pictures import shown
 from eval.report.tables import full_tables, short_table
 from shards import storage
@@ -29,6 +29,9 @@ _PAIRED = (
 _CHOSEN = (
     "Percent. Bold is the best of a column, and each that a paired comparison does not tell from it. Of each model the "
     "kind of features that does best on validation images; of a run its newest export."
+)
+_BASELINE = (
+    " Backbones are compared with {baseline} and with floors, not with each other: ▲ better, ▼ worse, = no difference."
 )
 _CONFUSION = (
     "Rows are true classes, columns predicted ones: counts of test images, or shares of a class's pixels. Of each run "
@@ -58,7 +61,8 @@ def render(report: Figures) -> str:
     """Return the page.
 
     Args:
-        report: `models`, `data` and `rows` must be there; what else is missing is left out of the page.
+        report: `models`, `data` and `rows` must be there, each row `chosen` or not; what else is missing is left out
+            of the page.
     """
     index = contents(report)
     template = Template(files("eval.report").joinpath("page.html").read_text(encoding="utf-8"))
@@ -69,7 +73,7 @@ def render(report: Figures) -> str:
         "Confusion": (confusions(index), _CONFUSION),
         "Class by class": (class_figures(index), ""),
         "Pictures": (shown(index), ""),
-        "Cost": (costs(index), _COST),
+        "Cost": (costs(index) + training(index), _COST),
         "Where the figures come from": (models(index) + data_sets(index) + provenance(index), ""),
     }
     body = "\n".join(section(title, html, lead=lead) for title, (html, lead) in parts.items() if html)
@@ -123,5 +127,6 @@ def _tasks(index: Contents) -> dict[str, tuple[str, str]]:
     for task in dict.fromkeys(each.task for each in index.tables):
         tables = [each for each in index.tables if each.task == task]
         body = short_table(index, tables) + full_tables(index, tables)
-        found[task[:1].upper() + task[1:] or "Figures"] = (body, _CHOSEN)
+        lead = _CHOSEN + (_BASELINE.format(baseline=index.baseline) if index.baseline else "")
+        found[task[:1].upper() + task[1:] or "Figures"] = (body, lead)
     return found

@@ -1,7 +1,7 @@
 """The tables of figures: a short one of each task, all rows of each protocol with bars, backbone against backbone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from eval.report.contents import Contents, Figures, Table, interval, leading, percent, points
@@ -16,7 +16,8 @@ _MAX_PAIRED = 12
 def short_table(contents: Contents, tables: Sequence[Table]) -> str:
     """Return the newest of each model against the leading protocols of a task.
 
-    The best figure of a column is bold, and each that a paired comparison shows no difference from.
+    The best figure of a column is bold, and each that a paired comparison shows no difference from. A sign says how
+    a backbone compares with the baseline, if there is one.
     """
     shown = leading(tables)
     columns = [Column(title="Model"), *[number(f"{each.data}: {each.title}") for each in shown]]
@@ -26,15 +27,24 @@ def short_table(contents: Contents, tables: Sequence[Table]) -> str:
     for model in models:
         cells: list[Cell | str] = [model]
         for chosen, leaders in marked:
-            cells.append(_short_cell(chosen[model], model in leaders) if model in chosen else "")
+            cells.append(_short_cell(contents, chosen, model, model in leaders) if model in chosen else "")
         rows.append((_kind(contents, model), cells))
     return table(columns, rows, "figures short")
 
 
-def _short_cell(row: Figures, is_leader: bool) -> Cell:
+def _short_cell(contents: Contents, chosen: Mapping[str, Figures], model: str, is_leader: bool) -> Cell:
+    row, base = chosen[model], chosen.get(contents.baseline or "")
     figure = f"<b>{percent(row['value'])}</b>" if is_leader else percent(row["value"])
-    return Cell(html=f"{figure}<small>{interval(row)}</small><small>{escape(row['features'])}</small>",
+    # Floors are compared with all backbones: the sign is for what the baseline stands for.
+    found = contents.between(row, base) if base and model not in contents.floors else None
+    sign = _sign(found) if found else ""
+    return Cell(html=f"{sign}{figure}<small>{interval(row)}</small><small>{escape(row['features'])}</small>",
                 value=row["value"])  # fmt: skip
+
+
+def _sign(found: Figures) -> str:
+    said = escape(f"{found['verdict']}, {found['other']} {points(found)}")
+    return f'<span class="sign {_word(found)}" role="img" aria-label="{said}">{_SIGNS[found["verdict"]]}</span> '
 
 
 def _leaders(contents: Contents, each: Table) -> set[str]:
@@ -69,10 +79,11 @@ def _full_table(contents: Contents, each: Table) -> str:
     low, high = bar_span(each.rows)
     middle = f"{(low + high) / 2:g}"
     axis = f"<span>{low}</span><span>{middle}</span><span>{high}</span>"
+    against = "Against floors, points to the nearest" + (", and the baseline" if contents.baseline else "")
     columns = [
         Column(title="Model"), Column(title="Features"), number(f"{each.metric}, %", "descending"),
         Column(title="95 % interval", kind="num", sort=""), Column(title="", html=axis, kind="bar", sort=""),
-        Column(title="Against floors, points to the nearest", sort=""),
+        Column(title=against, sort=""),
     ]  # fmt: skip
     rows = [
         (
@@ -113,8 +124,15 @@ def _bar(row: Figures, low: int, high: int) -> str:
 
 
 def _chips(contents: Contents, row: Figures) -> str:
-    """Return the verdicts against floors: one line where all are the same, with the difference nearest to none."""
-    found = [one for one in contents.against(row) if one["other"] in contents.floors]
+    """Return the verdicts against floors, and against the baseline if there is one."""
+    found = contents.against(row)
+    base = [one for one in found if one["other"] == contents.baseline and one["other"] not in contents.floors]
+    floors = [one for one in found if one["other"] in contents.floors]
+    return _floor_chips(floors) + "".join(_chip(one, "baseline") for one in base)
+
+
+def _floor_chips(found: Sequence[Figures]) -> str:
+    """Return one line where all verdicts are the same, with the difference nearest to none, else one for each."""
     if len(found) < 2 or len({one["verdict"] for one in found}) > 1:
         return "".join(_chip(one, _floor(one)) for one in found)
     nearest = min(found, key=lambda one: abs(one["value"]))
@@ -138,9 +156,21 @@ def _word(found: Figures) -> str:
 
 
 def _pairs(contents: Contents, each: Table) -> str:
-    """Return the newest backbones against those below them, with their chosen features; nothing where there is one."""
-    rows = [row for model, row in each.chosen().items() if model in contents.newest - contents.floors]
-    rows = sorted(rows, key=lambda row: -row["value"])[:_MAX_PAIRED]
+    """Return the newest backbones with their chosen features against the baseline, or else each against those below."""
+    chosen = each.chosen()
+    rows = [row for model, row in chosen.items() if model in contents.newest - contents.floors]
+    base = chosen.get(contents.baseline or "")
+    return _against_one(contents, base, rows) if base else _against_each(contents, rows[:_MAX_PAIRED])
+
+
+def _against_one(contents: Contents, base: Figures, rows: Sequence[Figures]) -> str:
+    found = {_named(row): one for row in rows if row is not base and (one := contents.between(row, base))}
+    columns = [Column(title="Backbone", sort=""), Column(title=f"against {_named(base)}", sort="")]
+    return table(columns, [("", [name, _pair(one)]) for name, one in found.items()], "pairs") if found else ""
+
+
+def _against_each(contents: Contents, rows: Sequence[Figures]) -> str:
+    """Return each row against those below it; nothing where there is one."""
     found = [
         [contents.between(row, other) if place > line else None for place, other in enumerate(rows)][1:]
         for line, row in enumerate(rows[:-1])

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pretrain.batches.batch import Batch, BatchMaker
+from pretrain.batches.server import STOPS, fork_server
 from shards import storage
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
@@ -35,9 +35,6 @@ STEPS_PER_WORKER = 2
 COUNTS = ("gets", "bytes_fetched", "bytes_used", "retries", "bad_samples")
 """Keys of `Delivery.counts` that metrics always have; beside them retries_KIND for each kind of fault. Requests to
 stores alone: their number, bytes of their answers, of them bytes of samples, and how many were made again."""
-
-STOPS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that ask the training process to stop, and that its other processes do not heed."""
 
 _KNOWN_LATER_S = 2.0
 
@@ -120,7 +117,7 @@ def deliver(
         sampler=range(num_steps),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context=_fork_server() if workers else None,
+        multiprocessing_context=fork_server() if workers else None,
         worker_init_fn=_begin_worker if workers else None,
         prefetch_factor=STEPS_PER_WORKER if workers else None,
         persistent_workers=workers > 0,
@@ -159,7 +156,12 @@ def _stops_deferred() -> Iterator[None]:
         for stop, handler in before.items():
             signal.signal(stop, handler)
         for number in came:
-            signal.raise_signal(number)
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                # Not raised again: `pretrain.training.stopping` counts what comes, not what is handled.
+                handler(number, None)
+            else:
+                signal.raise_signal(number)
 
 
 def _delivered(
@@ -183,26 +185,6 @@ def _delivered(
         if stream.cache is not None:
             stream.cache.evict(stream.consumed(step))
         yield delivery
-
-
-def _fork_server() -> Any:
-    """Return the way to start workers, with the server running.
-
-    Forking this process would copy the locks that its threads hold (OpenMP, Arrow, clients of object stores) and the
-    workers would wait for them forever. The fork server is a process of its own that has only imported this module, so
-    that workers need not: no client, no file is open there, and its few threads (OpenBLAS, jemalloc) stand forks.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pretrain.batches.preloaded"])
-    # It unblocks signals when it begins, and the server would have it begin.
-    resource_tracker.ensure_running()
-    # The server begins with what this thread blocks, and stays so; its last import frees what it forks.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def _begin_worker(worker: int) -> None:

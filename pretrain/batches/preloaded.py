@@ -9,7 +9,7 @@ soon as they run.
 import os
 import signal
 
-from pretrain.batches.loader import STOPS
+from pretrain.batches.server import STOPS
 
 # As the server finds it, it hands it on.
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -29,6 +29,7 @@ MEANINGS = {
     "grad_norm": "of the gradient, before clipping",
     "samples_per_s": "over all ranks, since the row before",
     "data_wait_share": "share of the time in which training waits for data",
+    "save_blocked_s": "seconds since the row before in which training waited for a save",
     "flops_per_s": "floating-point operations per second, of the step's matrix products, on one rank",
     "peak_share": "of the rate of a large matrix product, measured when the run began",
     "memory_bytes": "the most that a rank had so far: of the GPU, on a CPU of the process",
@@ -83,6 +84,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Speed": (
         Chart(title="Samples per second", names=("samples_per_s",)),
         Chart(title="Waiting for data", names=("data_wait_share",), note="share of the time"),
+        Chart(
+            title="Blocked by saves, seconds",
+            names=("save_blocked_s",),
+            note="since the row before",
+            is_told_if_constant=True,
+        ),
         Chart(title="FLOP/s", names=("flops_per_s",)),
         Chart(title="Share of the peak", names=("peak_share",), note="of the machine's matrix products"),
         Chart(title="Peak memory", names=("memory_bytes",), note="the most that a rank had so far"),

@@ -12,7 +12,6 @@ import contextlib
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,8 +52,6 @@ class Saver:
         keep_every_steps: those at multiples of so many steps are kept, too; None: none of them.
     """
 
-    blocked_s: float = 0.0
-    """Seconds that the training thread has spent here, over all saves."""
     saved: Saved | None = None
     """The last save that was finished."""
 
@@ -103,12 +100,8 @@ class Saver:
             StorageError: the save before met a full disk, or a store that kept failing.
             OSError: it met another fault.
         """
-        begin_s = time.monotonic()
-        try:
-            self.wait()
-            self._room = take_snapshot(state, into=self._room)
-        finally:
-            self.blocked_s += time.monotonic() - begin_s
+        self.wait()
+        self._room = take_snapshot(state, into=self._room)
         self._running = self._pool.submit(self._write, self._room, export)
 
     def check(self) -> None:

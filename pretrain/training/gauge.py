@@ -7,6 +7,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ class Stretch:
     seconds: float = 0.0
     wait_s: float = 0.0
     """Of them, waiting for data."""
+    save_blocked_s: float = 0.0
+    """Of them, in saves: the state is put together and copied, and the save before waited for."""
     num_steps: int = 0
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
     """See `pretrain.batches.loader.COUNTS`."""
@@ -50,6 +53,13 @@ class Gauge:
             self._stretch.counts.update(delivery.counts)
             self._stretch.replaced += delivery.replaced
             yield delivery
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Count the time of a block as that of a save; it is a part of the stretch that has begun by then."""
+        begin_s = time.monotonic()
+        yield
+        self._stretch.save_blocked_s += time.monotonic() - begin_s
 
     def take(self) -> Stretch:
         """Return the stretch that ends now, and begin the next."""
@@ -82,6 +92,7 @@ def costs(stretches: Sequence[Stretch], *, batch: int, step_flops: int, peak_flo
     return {
         "samples_per_s": steps_per_s * batch,
         "data_wait_share": max(stretch.wait_s / stretch.seconds for stretch in stretches),
+        "save_blocked_s": max(stretch.save_blocked_s for stretch in stretches),
         "flops_per_s": steps_per_s * step_flops,
         "peak_share": steps_per_s * step_flops / peak_flops_per_s,
         "memory_bytes": max(stretch.memory_bytes for stretch in stretches),

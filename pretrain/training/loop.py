@@ -187,16 +187,19 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
         gauge = Gauge(trainer.device)
         for step, delivery in enumerate(gauge.watch(deliveries), first):
             outcome = trainer.step(step, delivery.batch, stop.asked)
-            stop.step_done()
             position = Position(step=step + 1, samples=position.samples + config.loader.batch)
             stopped = outcome.stop and position.step < plan.stop_step
+            if stopped or position.step == plan.stop_step:
+                stop.leaving()
             saves = stopped or plan.saves_after(position.step)
             if saves or position.step % config.log_every == 0:
                 row, replaced = _tell(trainer, scale, position, outcome, gauge.take(), maker.stream)
                 if writer:
                     writer.tell(row, replaced)
             if saves:
-                _save(trainer, writer, position, state_at(maker.stream, position.step - first))
+                # After the row, which must be told when the checkpoint appears: the next row tells what it cost.
+                with gauge.saving():
+                    _save(trainer, writer, position, state_at(maker.stream, position.step - first))
             elif step == first and writer:
                 writer.prepare(_shapes(trainer, position))
             if writer:

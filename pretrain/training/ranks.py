@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from shards.errors import UserError
+from shards.storage.retry import StorageError
 
 T = TypeVar("T")
 _LOST = re.compile(r"connection (closed|reset) by peer|timed out waiting|broken pipe|pair closure", re.IGNORECASE)
@@ -27,8 +28,16 @@ class LostRankError(RuntimeError):
     """Another rank is gone; what befell it, it says itself."""
 
 
-class ToldElsewhereError(UserError):
-    """What the first rank tells of, raised on all others."""
+class ToldElsewhereError(Exception):
+    """What the first rank tells of, raised on all others.
+
+    Attributes:
+        is_users: whether it is a UserError there.
+    """
+
+    def __init__(self, message: str, *, is_users: bool) -> None:
+        super().__init__(message)
+        self.is_users = is_users
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,21 +89,29 @@ class Ranks:
         """Return what a function returns that talks to no other rank, once it has gone well on all of them.
 
         Raises:
-            UserError: on all ranks where one had it, so that none waits for it; the text is the first one's.
+            UserError: a rank had it. All ranks leave, so that none waits for it, and the first one tells.
+            StorageError: likewise.
+            ToldElsewhereError: one of these, on all ranks but the first.
         """
-        result, problem = None, ""
+        result, problem = None, None
         try:
             result = prepare()
-        except UserError as error:
+        except (UserError, StorageError) as error:
             if self.world == 1:
                 raise
-            problem = str(error)
-        problems = self.collected(problem)
-        for rank, text in enumerate(problems):
-            if text:
-                kind = UserError if self.is_first else ToldElsewhereError
-                raise kind(text if rank == 0 else f"rank {rank}: {text}")
+            problem = error
+        for rank, found in enumerate(self.collected(problem)):
+            if found is not None:
+                self._leave(found, rank)
         return result  # type: ignore[return-value]  # with no problem there is a result
+
+    def _leave(self, problem: UserError | StorageError, rank: int) -> NoReturn:
+        text = f"rank {rank}: {problem}" if rank else str(problem)
+        if not self.is_first:
+            raise ToldElsewhereError(text, is_users=isinstance(problem, UserError))
+        if isinstance(problem, StorageError):
+            raise StorageError(text, problem.kind)
+        raise UserError(text)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The cost of a training step on a CPU, in float32: `python -m tests.bench.train [step] [memory] [linear] [--compile]`.
+"""The cost of training on a CPU, in float32: `python -m tests.bench.train [PART …] [--compile]`.
 
-All parts by default, 10 minutes on 2 cores.
+Parts are step, memory, linear, batches and start; all by default, 25 minutes on 2 cores.
 
 - step: FLOP/s of `Trainer.step`, from a batch as the loader delivers it to the updated teacher, as a share of a large
   matrix product's (2048³, the same process, the same threads), and seconds against a straightforward version of the
@@ -9,6 +9,8 @@ All parts by default, 10 minutes on 2 cores.
 - memory: the most that a step needs, against a dense two-view method built from the same blocks, each in a process of
   its own.
 - linear: seconds and memory against batch size and against depth.
+- batches: samples/s and memory over batch sizes, for ViT-S and ViT-B, against the dense method.
+- start: seconds from the start of `python -m pretrain` to the end of its first step.
 
 Operations are counted by `pretrain.model.flops`, which tells how; its tests compare it with what torch counts. Steps,
 products and yardstick take turns, and a ratio is the median of those of neighbours in time. With --compile the step is
@@ -19,7 +21,7 @@ import os
 import sys
 from importlib import import_module
 
-PARTS = ("step", "memory", "linear")
+PARTS = ("step", "memory", "linear", "batches", "start")
 
 
 def main() -> None:

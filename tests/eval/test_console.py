@@ -18,7 +18,7 @@ def test_summary_has_the_chosen_rows_and_brackets_are_no_markup():
         _row("c", "change_concat_f1", 0.9, chosen=False),
     ]
     report = {
-        "rows": rows, "verdicts": ["On d, a[b] is better."],
+        "rows": rows, "verdicts": ["On d, a[b] is better."], "models": [{"name": "a[b]"}, {"name": "c"}],
         "data": [{"name": "d", "rejected": [{"path": "x", "reason": "y"}]}],
     }  # fmt: skip
     print_summary(report, "out", console)

@@ -35,7 +35,8 @@ def test_export_against_floors_end_to_end(tmp_path: Path, write_export, write_cl
         assert row["num_train"] + row["num_test"] == {"first": 60, "second": 40}[row["data"]]
     # Each of the 18 rows of the export on each data set against each of three floors.
     assert len(report["comparisons"]) == 2 * 18 * 3
-    assert any("floor:image_stats" in sentence for sentence in report["verdicts"])
+    assert len(report["verdicts"]) == 2 * 2, "one for each data set and headline protocol, with all floors in it"
+    assert all("floor" in sentence for sentence in report["verdicts"])
     printed = capsys.readouterr().out
     assert "report.html" in printed
     assert "next:" in printed
@@ -137,6 +138,24 @@ def test_every_protocol_by_name(tmp_path: Path, write_export, write_classes):
     assert len(gallery) == 1
 
 
+def test_every_protocol_on_real_images(tmp_path: Path, real_images: Path, write_export):
+    """Twenty chips of each of ten classes; masks and pairs of real images are in the tests of their protocols."""
+    for folder in (folder for folder in (real_images / "eurosat_rgb").iterdir() if folder.is_dir()):
+        (tmp_path / "d" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:20]:
+            (tmp_path / "d" / folder.name / file.name).write_bytes(file.read_bytes())
+    models = [write_export(tmp_path / "e"), "floor:image_stats", "floor:random_conv"]
+    flags = ("--floors", "false", "--protocols", "all", "fine_tune", "--test_share", "0.4")
+    report = _run(models, [f"d={tmp_path / 'd'}"], tmp_path / "out", *flags)
+    best: dict[str, float] = {}
+    for row in report["rows"]:
+        best[row["protocol"]] = max(best.get(row["protocol"], 0), row["value"])
+        assert row["low"] <= row["value"] <= row["high"]
+    assert set(best) >= {"knn_20", "linear", "few_shot_knn_5", "few_shot_linear_5", "knn_20_at_12"}
+    assert set(best) >= {"knn_20_over_scales", "retrieval_map", "fine_tune"}
+    assert min(best.values()) > 0.15, "chance is 0.1"
+
+
 def test_fine_tuning_is_asked_for_by_name_and_of_networks(tmp_path: Path, write_export, write_classes):
     data = [f"d={write_classes(tmp_path / 'd', num_classes=2, num_images=8)}"]
     models = [write_export(tmp_path / "e"), "floor:image_stats"]
@@ -167,6 +186,30 @@ def test_figures_by_step_of_all_exports(tmp_path: Path, write_export, write_clas
     assert steps["run step 30"] == (30, 300)
     assert steps["floor:random_init"] == (None, None)
     assert "run step 20" not in steps, "it is damaged and was passed over"
+
+
+def test_costs_of_training_and_a_baseline_are_in_the_report(tmp_path: Path, write_export, write_classes):
+    run = tmp_path / "run"
+    for step in (10, 20, 30):
+        write_export(run / "exports" / f"step_{step:08d}", step=step)
+    rows = [{"step": step, "samples_per_s": 100 + step, "memory_bytes": step << 20} for step in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = [write_export(tmp_path / "other"), f"{run}@all", write_export(tmp_path / "third")]
+    flags = ("--protocols", "knn", "--floors", "false", "--baseline", f"{run}@all")
+    report = _run(models, [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out", *flags)
+    training = {model["name"]: model["training"] for model in report["models"]}
+    assert training["run step 20"] == {"samples_per_s": 115, "memory_bytes": 20 << 20}
+    assert training["run step 30"] == {"samples_per_s": 120, "memory_bytes": 30 << 20}
+    assert training["other step 100"] is None
+    assert report["baseline"] == "run step 30"
+    pairs = {(one["model"], one["other"]) for one in report["comparisons"]}
+    newest = {("other step 100", "run step 30"), ("third step 100", "run step 30")}
+    assert pairs == newest | {("run step 20", "run step 10"), ("run step 30", "run step 20")}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "against run step 30, " in page
+    assert "against run step 30" in (tmp_path / "out" / "report.md").read_text()
+    for sentence in report["verdicts"]:
+        assert sentence.split(", ")[1].split(" ")[0] in ("other", "third", "run")
 
 
 def test_redo_repeats_with_equal_figures(tmp_path: Path, write_classes):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 
 from eval.results import Row
@@ -14,8 +16,9 @@ def _row(model, features="cls", right=0.8, validation: float | None = 0.5, proto
     predictions = np.where(draw.random(N) < right, TRUTH, 1 - TRUTH)
     scores = (predictions == TRUTH).astype(float)
     return Row(
-        task="t", data="d", data_digest="0", split_digest="1", model=model, model_digest=model, step=None,
-        samples_seen=None, protocol=protocol, features=features, metric="accuracy", value=float(scores.mean()),
+        task="t", data="d", data_digest="0", split_digest="1", model=model, model_digest=model,
+        normalisation="model", step=None, samples_seen=None,
+        protocol=protocol, features=features, metric="accuracy", value=float(scores.mean()),
         low=0.0, high=1.0, num_train=2, num_test=N, num_draws=1000, seed=0, seconds=1.0,
         detail={"validation": validation}, predictions=predictions, evidence=Evidence(metric="accuracy", units=scores),
     )  # fmt: skip
@@ -58,6 +61,66 @@ def test_exports_of_a_run_are_compared_in_a_chain():
         ("run step 1", "floor:x"), ("run step 1", "run step 0"),
         ("run step 2", "floor:x"), ("run step 2", "run step 1"),
         ("run step 3", "floor:x"), ("run step 3", "other"), ("run step 3", "run step 2"),
+    ]  # fmt: skip
+
+
+def _pairs(models, runs, baseline):
+    comparisons = compare_all([_row(model) for model in models], {"floor:x"}, runs, baseline)
+    return [(c.model, c.other) for c in comparisons if c.other != "floor:x"]
+
+
+def test_with_a_baseline_all_others_are_compared_with_it_alone():
+    models = ["a", "b", "c", "floor:x"]
+    assert _pairs(models, {}, None) == [("b", "a"), ("c", "a"), ("c", "b")]
+    assert _pairs(models, {}, "b") == [("a", "b"), ("c", "b")]
+    comparisons = compare_all([_row(model) for model in models], {"floor:x"}, {}, "b")
+    assert [c.model for c in comparisons if c.other_is_floor] == ["a", "b", "c"], "floors as without one"
+
+
+def test_earlier_exports_stay_compared_with_the_one_before_under_a_baseline():
+    exports = [f"run step {step}" for step in range(4)]
+    runs = dict.fromkeys(exports, "run")
+    chain = [("run step 1", "run step 0"), ("run step 2", "run step 1"), ("run step 3", "run step 2")]
+    assert _pairs(["other", *exports, "floor:x"], runs, "other") == [*chain[:2], ("run step 3", "other"), chain[2]]
+    assert _pairs([*exports, "other", "floor:x"], runs, "run step 3") == [*chain, ("other", "run step 3")]
+    # An export that is not the last may be the baseline, too.
+    assert _pairs([*exports, "other", "floor:x"], runs, "run step 1") == [
+        *chain[:2], ("run step 3", "run step 1"), chain[2], ("other", "run step 1"),
+    ]  # fmt: skip
+
+
+def test_floors_are_told_in_one_sentence_for_each_protocol():
+    rows = [_row("a", right=0.9), *(_row(f"floor:{name}", "stats", right=0.6) for name in "xyz")]
+    rows += [_row("a", right=0.9, protocol="knn_20"), _row("floor:x", "stats", right=0.6, protocol="knn_20")]
+    comparisons = compare_all(rows, {"floor:x", "floor:y", "floor:z"}, {})
+    linear, knn = sentences(comparisons)
+    nearest = min((c for c in comparisons if c.protocol == "linear"), key=lambda c: c.difference.value)
+    d = nearest.difference
+    assert linear == (
+        f"On d, a is better than all 3 floors, nearest {nearest.other}: {100 * d.value:+.1f} points "
+        f"({100 * d.low:+.1f} … {100 * d.high:+.1f}); linear probe on cls features."
+    )
+    assert knn.startswith("On d, a is better than floor:x: +")
+
+
+def test_floors_of_several_verdicts_are_named_by_verdict():
+    rows = [_row("a", right=0.8), _row("floor:x", "stats", right=0.6)]
+    rows += [_row("floor:y", "stats", right=0.95), _row("floor:z", "stats", right=0.61)]
+    (sentence,) = sentences(compare_all(rows, {"floor:x", "floor:y", "floor:z"}, {}))
+    number = r"[+-]\d+\.\d"
+    span = rf"\({number} … {number}\)"
+    assert re.fullmatch(
+        rf"On d, a is better than floor:x: {number} points {span}, floor:z: {number} {span}, and is worse than "
+        rf"floor:y: {number} points {span}; linear probe on cls features\.",
+        sentence,
+    )
+
+
+def test_sentences_come_in_the_order_of_the_models():
+    rows = [_row(model) for model in ("run step 1000", "run step 20", "a", "floor:x")]
+    said = sentences(compare_all(rows, {"floor:x"}, {}))
+    assert [text.split(",")[1].split(" is ")[0].split(" shows ")[0] for text in said] == [
+        " run step 1000", *2 * [" run step 20"], *3 * [" a"],
     ]  # fmt: skip
 
 

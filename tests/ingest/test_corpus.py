@@ -240,12 +240,13 @@ def try_bytes(decode, path, data, recipe, scratch):
         return rejection.code, {}, {}
 
 
+@pytest.mark.parametrize("num_files", [80, pytest.param(600, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_mutated_files_are_used_or_rejected(tmp_path, decode, name):
+def test_mutated_files_are_used_or_rejected(tmp_path, decode, name, num_files):
     rng = np.random.default_rng(list(FORMATS).index(name))
     data = Path(write(tmp_path / "sound", land(3, side=32), **FORMATS[name])).read_bytes()
     states = []
-    for _ in range(140):
+    for _ in range(num_files):
         state, _, rejects = try_bytes(decode, tmp_path / "x", mutated(data, rng), SMALL, tmp_path / "scratch")
         assert state == "used" or state in REJECTED_CODES
         assert set(rejects.values()) <= REJECTED_CODES
@@ -261,8 +262,9 @@ HEADERS = [
 ]
 
 
+@pytest.mark.parametrize("num_files", [80, pytest.param(800, marks=pytest.mark.long)])
 @pytest.mark.parametrize("values", HEADERS, ids=["names", "average", "warp"])
-def test_mutated_headers_are_used_or_rejected_by_no_mistake_of_ours(tmp_path, decode, values):
+def test_mutated_headers_are_used_or_rejected_by_no_mistake_of_ours(tmp_path, decode, values, num_files):
     path, rng = tmp_path / "sound", np.random.default_rng(len(values))
     tags, names = {"TIFFTAG_DATETIME": "2023:07:15 10:30:00"}, ["red", "green", "blue"]
     write(path, land(3, side=64), names=names, tags=tags, nodata=3, blockysize=16, compress="deflate", **PLACED)
@@ -273,7 +275,7 @@ def test_mutated_headers_are_used_or_rejected_by_no_mistake_of_ours(tmp_path, de
     directory = sum(last)
     assert directory < data.index(b"<GDALMetadata>")
     states = []
-    for _ in range(250):
+    for _ in range(num_files):
         damaged = mutated(data, rng, directory, len(data))
         state, _, rejects = try_bytes(decode, tmp_path / "x", damaged, recipe, tmp_path / "scratch")
         assert state != "decoder_failed"

@@ -1,6 +1,27 @@
 """The command line of ingest, as users and scripts meet it."""
 
+import re
+
 import pytest
+
+from ingest.__main__ import main
+from shards.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/file").write_text("x")
+    (tmp_path / "bad.yaml").write_text("tile_pixels: 64\n")
+    (tmp_path / "null.yaml").write_text("tile_px: null\n")
+    return tmp_path
+
+
+def placed(folder, arguments):
+    """Return arguments with the names of places below a folder made absolute."""
+    places = {"missing", "empty", "text", "out", "text/out", "bad.yaml", "null.yaml"}
+    return [str(folder / word) if word in places else word for word in arguments]
 
 
 @pytest.mark.parametrize(
@@ -8,7 +29,6 @@ import pytest
     [
         (["--scenes", "missing", "--out", "out"], "missing does not exist"),
         (["--scenes", "empty", "--out", "out"], "no scenes found: .*empty holds no files"),
-        (["--scenes", "text", "--out", "out"], "none of the 1 files in .*text can be used: 1 not_a_raster"),
         (["--scenes", "text", "--out", "text/out"], "lies inside --scenes"),
         (["--scenes", "text"], "out"),
         (["--scenes", "text", "--out", "out", "--tile_px", "5"], "tile_px is 5"),
@@ -23,21 +43,16 @@ import pytest
         (["--scenes", "s3://", "--out", "out"], "names no bucket"),
     ],
 )
-def test_wrong_use_is_one_line_exit_2_and_nothing_written(tmp_path, run_stage, arguments, expected):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/file").write_text("x")
-    (tmp_path / "bad.yaml").write_text("tile_pixels: 64\n")
-    (tmp_path / "null.yaml").write_text("tile_px: null\n")
-    before = sorted(tmp_path.rglob("*"))
-    places = {"missing", "empty", "text", "out", "text/out", "bad.yaml", "null.yaml"}
-    absolute = [str(tmp_path / word) if word in places else word for word in arguments]
-    result = run_stage("ingest", *absolute)
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if not line.startswith("probe: ")]
-    assert len(errors) == 1, result.stderr
-    assert errors[0].startswith("ingest: error: ")
-    import re
+def test_wrong_use_is_one_line_and_nothing_is_written(folder, arguments, expected):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=expected) as caught:
+        main(placed(folder, arguments))
+    assert "\n" not in str(caught.value)
+    assert sorted(folder.rglob("*")) == before
 
-    assert re.search(expected, errors[0])
-    assert sorted(tmp_path.rglob("*")) == before
+
+@pytest.mark.parametrize("arguments", [["--scenes", "missing", "--out", "out"], ["--scenes", "text", "--tile_px", "5"]])
+def test_wrong_use_ends_with_2(folder, run_stage, arguments):
+    result = run_stage("ingest", *placed(folder, arguments))
+    assert result.returncode == 2
+    assert re.fullmatch(r"ingest: error: .+\n", result.stderr)

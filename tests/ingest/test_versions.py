@@ -276,6 +276,6 @@ def test_a_failed_ingest_leaves_the_users_own_files_alone(tmp_path):
         (out / name).mkdir(parents=True)
         (out / name / "mine.txt").write_text("keep")
     before = sorted(out.rglob("*"))
-    with pytest.raises(UserError, match="can be used"):
+    with pytest.raises(UserError, match=r"none of the 1 files in .*scenes can be used: 1 not_a_raster"):
         ingest(configure(scenes, out))
     assert sorted(out.rglob("*")) == before

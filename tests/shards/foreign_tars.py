@@ -62,3 +62,9 @@ def write_series(folder: Path, name: str = "train", num_tars: int = 3, per_tar: 
         path.write_bytes(tar_bytes(files_of({f"d/{number:06d}": sample(number) for number in numbers})))
         paths.append(path)
     return paths
+
+
+def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]], tar_format: int = tarfile.GNU_FORMAT) -> str:
+    """Write a tar of samples, {key: {extension: content}}, and return its name."""
+    path.write_bytes(tar_bytes(files_of(samples), tar_format))
+    return str(path)

@@ -5,7 +5,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from eval.data.decode import UnreadableImageError, decode
+from eval.data.decode import UnreadableImageError, decode, reason
 
 
 def _tiff(path: Path, pixels: np.ndarray, **profile) -> bytes:
@@ -52,3 +52,27 @@ def test_damaged_bytes_are_one_error(tmp_path: Path, name):
     for damaged in (b"", b"nonsense", whole[: len(whole) // 3]):
         with pytest.raises(UnreadableImageError):
             decode(name, damaged)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "a.jp2"])
+def test_the_reason_of_a_damaged_image_is_the_same_every_time(tmp_path: Path, name):
+    """Pillow tells where its file lies in memory, GDAL by which random name."""
+    for damaged in (b"", b"nonsense", b"\x89PNG\r\n\x1a\n" + bytes(40), b"II*\0" + bytes(40)):
+        reasons = set()
+        kept = []
+        for _ in range(3):
+            with pytest.raises(UnreadableImageError) as caught:
+                decode(name, bytes(damaged))
+            reasons.add(str(caught.value))
+            kept.append(caught)  # its file stays alive, so that the next one lies elsewhere
+        (told,) = reasons
+        assert told
+        assert "0x" not in told
+        assert "/vsimem" not in told
+
+
+def test_a_reason_keeps_what_is_no_address():
+    text = "cannot identify <_io.BytesIO object at 0x7f0a1b2c3d4e>\n of '/vsimem/0a1b-2c/0a1b-2c.' at 12 px"
+    assert reason(ValueError(text)) == "cannot identify <_io.BytesIO object> of 'file' at 12 px"
+    assert len(reason(ValueError(1000 * "x"))) == 400

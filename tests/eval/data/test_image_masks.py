@@ -56,10 +56,18 @@ def test_the_digest_covers_masks(tmp_path: Path):
     assert open_data("d", str(tmp_path), 2).digest != before
 
 
-def test_sizes_must_be_equal(tmp_path: Path):
-    _masks(tmp_path)
+def test_a_mask_of_another_size_is_an_error_at_once(tmp_path: Path):
+    _masks(tmp_path, num=200)
     _write(tmp_path / "masks" / "4.png", np.ones((9, 9), np.uint8))
-    data = open_data("d", str(tmp_path), 2)
+    message = r"images/4.png is 9×8, masks/4.png is 9×9 \(1 such samples\): images and masks must have one size; mend"
+    with pytest.raises(UserError, match=message) as caught:
+        open_data("d", str(tmp_path), 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_changed_after_opening_is_unreadable(tmp_path: Path):
+    data = open_data("d", str(_masks(tmp_path)), 2)
+    _write(tmp_path / "masks" / "4.png", np.ones((9, 9), np.uint8))
     with pytest.raises(UnreadableImageError, match=r"images/4.png is 9×8, masks/4.png is 9×9"):
         data.read(4)
     assert data.read(3).mask.shape == (8, 9)
@@ -100,11 +108,18 @@ def test_pairs_with_truth(tmp_path: Path):
     np.testing.assert_array_equal(sample.mask, np.asarray(Image.open(tmp_path / "label" / "1.png")) // 255)
 
 
-def test_a_pair_of_two_sizes_is_unreadable(tmp_path: Path):
+def test_a_pair_of_two_sizes_is_an_error(tmp_path: Path):
     sizes = [{"A": (8, 8), "B": (8, 8), "label": (8, 8)}, {"A": (8, 8), "B": (6, 8), "label": (8, 8)}]
-    data = open_data("d", str(_pairs(tmp_path, sizes)), 2)
-    with pytest.raises(UnreadableImageError, match=r"A/1.png is 8×8, B/1.png is 8×6, label/1.png is 8×8"):
-        data.read(1)
+    with pytest.raises(UserError, match=r"A/1.png is 8×8, B/1.png is 8×6, label/1.png is 8×8"):
+        open_data("d", str(_pairs(tmp_path, sizes)), 2)
+
+
+def test_geotiffs_have_sizes_too(tmp_path: Path):
+    for number in range(3):
+        _deep(tmp_path / "images" / f"{number}.tif", np.zeros((6, 7, 2), np.int16))
+        _deep(tmp_path / "masks" / f"{number}.tif", np.eye(6, 7 + number // 2, dtype=np.uint8)[..., None])
+    with pytest.raises(UserError, match=r"images/2.tif is 7×6, masks/2.tif is 8×6"):
+        open_data("d", str(tmp_path), 2)
 
 
 def _deep(path: Path, pixels: np.ndarray) -> None:

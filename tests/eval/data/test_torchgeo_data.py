@@ -108,6 +108,12 @@ class Broken(Scenes):
         return super().__getitem__(index)
 
 
+class Torn(Covers):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = super().__getitem__(index)
+        return sample | {"mask": sample["mask"][..., 1:]} if index == 3 else sample
+
+
 class Gaps(Covers):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = super().__getitem__(index)
@@ -119,7 +125,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package, datasets = types.ModuleType("torchgeo"), types.ModuleType("torchgeo.datasets")
     for member in (
         DatasetNotFoundError, DependencyNotFoundError, NonGeoDataset, GeoDataset, Scenes, Deep, Radar, Covers, Pairs,
-        OldPairs, Boxes, Needy, Broken, Gaps,
+        OldPairs, Boxes, Needy, Broken, Torn, Gaps,
     ):  # fmt: skip
         setattr(datasets, member.__name__, member)
     monkeypatch.setitem(sys.modules, "torchgeo", package)
@@ -187,6 +193,7 @@ def test_pairs(name):
         ("torchgeo:Scenes#root=/nowhere", "cannot open it in /nowhere: Dataset not found in `root=/nowhere`"),
         ("torchgeo:Needy", "h5py is not installed"),
         ("torchgeo:Boxes", "no sample with one image or two and a label or mask"),
+        ("torchgeo:Torn", r"train/00000003 has images and mask of \d+×\d+, \d+×\d+: mend it, one size is"),
         ("torchgeo:Broken", "sample test/00000002 cannot be read: truncated file"),
     ],
 )

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from eval.models.floors import CELL_PX, floor_model
@@ -46,6 +48,33 @@ def test_random_conv_pools_the_responses_of_an_image_and_of_its_cells():
     cell = responses[:, :, 7:15, 7:15]
     torch.testing.assert_close(embedded.patches[:, 1, 1, :128], cell.relu().mean(dim=(2, 3)), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(embedded.patches[:, 1, 1, 128:], (-cell).relu().mean(dim=(2, 3)), atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(1, 5), st.integers(0, 10**6))
+def test_random_conv_is_a_convolution_rectified_and_pooled(height, width, num_bands, seed):
+    """Of any size: cells that the border cuts off count what they have."""
+    images = np.random.default_rng(seed).integers(0, 256, (2, height, width, num_bands)).astype(np.uint8)
+    draw = generator("random_conv", num_bands)
+    weight = torch.from_numpy(draw.standard_normal((128, num_bands, 4, 4))).float().double()
+    bias = torch.from_numpy(draw.uniform(-1, 1, 128)).float().double()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255 - 0.5
+    responses = functional.conv2d(functional.pad(x, (1, 2, 1, 2), mode="replicate"), weight, bias)
+    both = torch.cat([responses.relu(), (-responses).relu()], dim=1)
+    embedded = _embed("random_conv", images)
+    inner = both[:, :, 1 : height - 2, 1 : width - 2].mean(dim=(2, 3)).float()
+    torch.testing.assert_close(embedded.pooled["responses"], inner, atol=2e-5, rtol=1e-4)
+    cells = functional.avg_pool2d(both, 8, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1).float()
+    torch.testing.assert_close(embedded.patches, cells, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["image_stats", "random_conv"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (4, 2)])
+def test_images_smaller_than_a_filter_have_features(name, size):
+    """Small chips at an eighth of their size are."""
+    embedded = _embed(name, IMAGES[:, : size[0], : size[1]])
+    for values in (*embedded.pooled.values(), embedded.patches):
+        assert torch.isfinite(values).all()
 
 
 @pytest.mark.parametrize("name", ["image_stats", "random_conv"])

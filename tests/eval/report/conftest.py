@@ -87,6 +87,7 @@ def _rows(draw, data, classes, model, level) -> Iterator[dict[str, Any]]:
             step = int(model.split("step ")[1][:5]) if "step" in model else None
             yield {
                 "task": task, "data": data, "model": model, "protocol": protocol, "features": features,
+                "chosen": features in ("stats", "patch_mean", "patches"),
                 "metric": "average_precision" if protocol == "retrieval_map" else metric,
                 "value": value, "low": max(0.0, value - 0.02), "high": min(1.0, value + 0.018),
                 "num_train": 4320, "num_test": 1080, "seconds": 1.5, "detail": detail,
@@ -124,7 +125,12 @@ def _confusion(draw, data, classes, model) -> dict[str, Any]:
 
 def _model(name: str, hostile: str) -> dict[str, Any]:
     kind = "floor" if name in FLOORS else "export" if "step" in name else "timm"
+    step = int(name.split("step ")[1][:5]) if kind == "export" else None
     return {
+        "step": step, "samples_seen": step and 512 * step,
+        "training": step and {"samples_per_s": 1234.5, "memory_bytes": (step + 777) << 20},
+        "mean": None if kind == "floor" else [0.485, 0.456, 0.406],
+        "std": None if kind == "floor" else [0.229, 0.224, 0.225],
         "name": name, "kind": kind, "digest": hashlib.sha256(name.encode()).hexdigest(),
         "image_px": None if kind == "floor" else 224, "bands": ["red", "green", "blue"], "dtype": "uint8",
         "description": f"ViT 384 × 12, patch 16 px, of {kind}{hostile}",

@@ -3,7 +3,7 @@ from eval.report.contents import contents, leading, run_of
 
 def _row(model, features, value, validation, **more):
     return {"task": "t", "data": "d", "protocol": "linear", "model": model, "features": features, "value": value,
-            "low": value, "high": value, "detail": {"validation": validation}} | more  # fmt: skip
+            "low": value, "high": value, "detail": {"validation": validation}, "chosen": False} | more  # fmt: skip
 
 
 def _index(rows, **more):
@@ -11,19 +11,27 @@ def _index(rows, **more):
     return contents({"models": models, "data": [{"name": "d"}], "rows": rows} | more)
 
 
-def test_validation_chooses_the_features_and_test_figures_do_not():
-    (table,) = _index([_row("a", "cls", 0.9, 0.5), _row("a", "mean", 0.7, 0.6)]).tables
-    assert table.chosen()["a"]["features"] == "mean"
-    (table,) = _index([_row("a", "mean", 0.9, None), _row("a", "cls", 0.7, None)]).tables
-    assert table.chosen()["a"]["features"] == "cls"
-    (table,) = _index([_row("a", "cls", 0.9, 0.9), _row("a", "mean", 0.7, 0.6, chosen=True)]).tables
-    assert table.chosen()["a"]["features"] == "mean"
+def test_the_row_that_the_evaluation_chose_stands_for_its_model():
+    rows = [
+        _row("a", "cls", 0.9, 0.9),
+        _row("a", "mean", 0.7, 0.6, chosen=True),
+        _row("b", "cls", 0.8, 0.5, chosen=True),
+    ]
+    (table,) = _index(rows).tables
+    assert [(model, row["features"]) for model, row in table.chosen().items()] == [("b", "cls"), ("a", "mean")]
 
 
 def test_newest_is_the_last_step_of_each_run():
     rows = [_row(f"run step {step}", "cls", 0.5, 0.5, step=step) for step in (900, 1000)]
     rows += [_row("other step 5", "cls", 0.5, 0.5, step=5), _row("timm:x step 7", "cls", 0.5, 0.5)]
     assert _index(rows).newest == {"run step 1000", "other step 5", "timm:x step 7"}
+
+
+def test_a_baseline_is_among_the_newest_though_a_later_step_overtakes_it():
+    rows = [_row(f"run step {step}", "cls", 0.5, 0.5, step=step) for step in (900, 1000)]
+    index = _index(rows, baseline="run step 900")
+    assert (index.baseline, index.newest) == ("run step 900", {"run step 900", "run step 1000"})
+    assert _index(rows).baseline is None
 
 
 def test_a_run_is_its_name_without_the_step():

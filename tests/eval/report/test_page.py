@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.report.contents import percent
+from eval.report.markdown import markdown
 from eval.report.page import render, write_report
 
 FIGURES = """return [...document.querySelectorAll("table.full")].flatMap(
@@ -137,7 +138,8 @@ def test_is_safe_with_hostile_names(browser, make_report, tmp_path):
 
 
 def test_takes_a_report_with_the_least_that_is_needed():
-    row = {"data": "d", "model": "m", "protocol": "linear", "features": "cls", "value": 0.5, "low": 0.4, "high": 0.6}
+    row = {"data": "d", "model": "m", "protocol": "linear", "features": "cls", "value": 0.5, "low": 0.4, "high": 0.6,
+           "chosen": True}  # fmt: skip
     page = render({"models": [{"name": "m"}], "data": [{"name": "d"}], "rows": [row]})
     assert "40.0 … 60.0" in page
     assert "Pictures" not in page
@@ -155,6 +157,32 @@ def test_tells_cost_and_origin(report):
         assert told in page, told
     for model in report["models"]:
         assert model["digest"] in page
+
+
+def test_tells_what_training_cost(report):
+    page, text = render(report), markdown(report)
+    assert "<h3>Training</h3>" in page
+    training = re.findall(r"pera-s step 40000</td>(.*?)</tr>", page.partition("<h3>Training</h3>")[2])[0]
+    assert re.findall(r'data-value="([\d.]+)"', training) == ["40000", "20480000", "1234.5", str(40777 << 20)]
+    assert "| pera-s step 40000 | 40,000 | 20,480,000 | 1,234.5 | 40,777 |" in text
+    for model in report["models"]:
+        model["training"] = None
+    assert "| pera-s step 40000 | 40,000 | 20,480,000 | – | – |" in markdown(report)
+    assert "Samples seen" in render(report)
+    for model in report["models"]:
+        model["step"] = None
+    assert "Samples seen" not in render(report)
+    assert "samples seen" not in markdown(report)
+
+
+def test_tells_by_what_inputs_are_normalised(report):
+    assert "mean 0.485, 0.456, 0.406; std 0.229, 0.224, 0.225" in render(report)
+    report["config"]["normalisation"] = "dataset"
+    report["data"][0]["training_mean"] = [0.25, 0.5, 0.125]
+    page = render(report)
+    assert "mean 0.485" not in page
+    assert "<td>by the data</td>" in page
+    assert "[0.25, 0.5, 0.125]" in page
 
 
 def test_time_of_rows_that_were_made_together_counts_once(report):

@@ -6,11 +6,11 @@ from eval.report.tables import bar_span, full_tables, short_table
 CHOICES = {"better": (0.02, 0.01, 0.03), "worse": (-0.02, -0.03, -0.01), "no difference": (0.001, -0.01, 0.01)}
 
 
-def _index(verdicts, value=0.9):
+def _index(verdicts, value=0.9, baseline=None):
     """Return a report of backbone a at 0.8 and b, which has been compared with a and with two floors."""
     rows = [
         {"task": "t", "data": "d", "protocol": "linear", "model": model, "features": "cls", "value": figure,
-         "low": figure - 0.01, "high": figure + 0.01, "metric": "accuracy"}
+         "low": figure - 0.01, "high": figure + 0.01, "metric": "accuracy", "chosen": True}
         for model, figure in {"a": 0.8, "b": value, "floor:x": 0.3, "floor:y": 0.4}.items()
     ]  # fmt: skip
     compared = [
@@ -19,7 +19,8 @@ def _index(verdicts, value=0.9):
         for other, verdict in verdicts.items()
     ]  # fmt: skip
     models = [{"name": row["model"], "kind": "floor" if ":" in row["model"] else "export"} for row in rows]
-    return contents({"models": models, "data": [{"name": "d"}], "rows": rows, "comparisons": compared})
+    report = {"models": models, "data": [{"name": "d"}], "rows": rows, "comparisons": compared, "baseline": baseline}
+    return contents(report)
 
 
 def test_the_best_is_bold_with_what_shows_no_difference_from_it():
@@ -50,6 +51,22 @@ def test_backbones_are_shown_against_each_other(value, sign):
     # The better one stands in the row: where b has the smaller figure, a's side of the comparison is shown.
     assert sign in page
     assert page.count('class="pairs"') == 1
+
+
+@pytest.mark.parametrize(("verdict", "sign"), [("better", "▲"), ("worse", "▼"), ("no difference", "=")])
+def test_backbones_are_shown_against_the_baseline(verdict, sign):
+    index = _index({"a": verdict, "floor:x": "better"}, baseline="a")
+    short = short_table(index, index.tables)
+    assert short.count('class="sign') == 1, "of b alone: neither the baseline nor floors have one"
+    assert f'aria-label="{verdict}, a ' in short
+    assert f">{sign}</span>" in short
+    full = full_tables(index, index.tables)
+    assert f"{verdict} <small>baseline " in full
+    pairs = full.partition('class="pairs"')[2]
+    assert "against a, cls" in pairs
+    assert "<td>b, cls</td>" in pairs
+    assert f"{sign} {verdict}<small>" in pairs
+    assert 'class="sign' not in short_table(_index({"a": verdict}), _index({"a": verdict}).tables)
 
 
 @pytest.mark.parametrize(

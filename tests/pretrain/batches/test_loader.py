@@ -256,22 +256,30 @@ with continued_stream(config, sources, begin_stream(config, sources)) as stream:
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_while_workers_begin_is_quiet(data_url, tmp_path, wait_until_gone, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "longest_s"),
+    [
+        (signal.SIGINT, 130, 0),
+        (signal.SIGTERM, 143, 3),
+        pytest.param(signal.SIGINT, 130, 3, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.long),
+    ],
+)
+def test_a_stop_while_workers_begin_is_quiet(data_url, tmp_path, wait_until_gone, number, code, longest_s):
     arguments = ["--data", data_url, "--run", str(tmp_path), "--model.image_px", "32", "--loader.batch", "4"]
-    for delay_s in (0.0, random.uniform(0, 3)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", STOPPED, *arguments],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            # Who runs tests in the background of a shell has them ignore Ctrl-C, and so what they start.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        assert process.stdout.readline() == b"begin\n"
-        time.sleep(delay_s)
-        os.killpg(process.pid, number)
-        errors = process.stderr.read().decode()
-        assert (process.wait(), errors) == (code, ""), delay_s
-        wait_until_gone(process.pid)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *arguments],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # Who runs tests in the background of a shell has them ignore Ctrl-C, and so what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == b"begin\n"
+    delay_s = random.uniform(0, longest_s)
+    time.sleep(delay_s)
+    os.killpg(process.pid, number)
+    errors = process.stderr.read().decode()
+    assert (process.wait(), errors) == (code, ""), delay_s
+    wait_until_gone(process.pid)

@@ -9,6 +9,7 @@ import pytest
 from pretrain.pages.curves import main, render, write_curves
 from pretrain.training.loop import train
 from shards.errors import UserError
+from tests.page_reader import read_page
 
 CONFIG = {
     "data": "s3://bucket/tiles",
@@ -34,7 +35,7 @@ def titles(page_text):
     return [part.split('"')[0] for part in page_text.split('aria-label="')[1:]]
 
 
-def test_says_what_the_run_is_and_how_it_stands(read_page):
+def test_says_what_the_run_is_and_how_it_stands():
     text = render(rows(40), CONFIG, RECORD, run="runs/my run", exports=[200, 400])
     page = read_page(text)
     for told in [
@@ -59,14 +60,14 @@ def test_says_what_the_run_is_and_how_it_stands(read_page):
     assert titles(text) == ["Loss", "Entropy of the teacher, nats", "Samples per second", "Waiting for data"]
 
 
-def test_one_row_is_enough(read_page):
+def test_one_row_is_enough():
     page = read_page(render(rows(1), {}, {}, exports=[]))
     assert "1 row of metrics, the last at step 10." in page.text
     assert "None yet: every checkpoint has one." in page.text
     assert sum(tag == "circle" for tag, _ in page.elements) == 4
 
 
-def test_unknown_figures_are_drawn_and_hostile_names_stay_text(read_page):
+def test_unknown_figures_are_drawn_and_hostile_names_stay_text():
     told = [row | {HOSTILE: n, "new": n, "same": 7, "text": HOSTILE} for n, row in enumerate(rows(3))]
     text = render(told, CONFIG | {"data": HOSTILE}, RECORD | {"versions": {HOSTILE: HOSTILE}}, run=HOSTILE)
     page = read_page(text.replace("https", ""))
@@ -76,7 +77,7 @@ def test_unknown_figures_are_drawn_and_hostile_names_stay_text(read_page):
     assert "new" in titles(text)
 
 
-def test_what_is_no_number_is_left_out(read_page):
+def test_what_is_no_number_is_left_out():
     told = rows(4)
     told[1] |= {"loss": math.nan, "lr": None}
     told[2] |= {"loss": math.inf, "samples_per_s": math.nan}
@@ -87,7 +88,7 @@ def test_what_is_no_number_is_left_out(read_page):
     assert "Learning rate" not in titles(text)
 
 
-def test_alarms_are_told_first_and_together(read_page):
+def test_alarms_are_told_first_and_together():
     told = rows(9)
     for n in (2, 3, 4):
         told[n]["alarm"] = "entropy near ln K <6.93>"
@@ -100,7 +101,7 @@ def test_alarms_are_told_first_and_together(read_page):
     assert "30 more, the last at step 500" in read_page(render(many, CONFIG, RECORD)).text
 
 
-def test_numbers_of_symptoms_are_explained(read_page):
+def test_numbers_of_symptoms_are_explained():
     signs = {"global_cls": 1.0, "local_cls": 1.0, "teacher_diversity": 0.05, "feature_spread": 0.5, "feature_rank": 9.0}
     told = [row | {"teacher_entropy": 2.0, "alarm": int(n > 4)} | signs for n, row in enumerate(rows(8))]
     text = render(told, CONFIG, RECORD)
@@ -113,7 +114,7 @@ def test_numbers_of_symptoms_are_explained(read_page):
     assert "<h2>Alarms" not in calm
 
 
-def test_long_runs_have_small_pages(read_page):
+def test_long_runs_have_small_pages():
     text = render(rows(20_000), CONFIG, RECORD)
     page = read_page(text)
     assert len(text) < 200_000
@@ -122,7 +123,7 @@ def test_long_runs_have_small_pages(read_page):
     assert all(len(line.split("L")) <= 500 for line in lines)
 
 
-def test_a_run_gets_its_page(tiny, read_page, capsys):
+def test_a_run_gets_its_page(tiny, capsys):
     train(tiny)
     assert main(["--run", tiny.run]) == 0
     assert capsys.readouterr().out == f"wrote {tiny.run}/curves.html\n"

@@ -11,6 +11,7 @@ import yaml
 from pretrain.pages.show import ShowConfig, main
 from pretrain.training.loop import train
 from shards.errors import UserError
+from tests.page_reader import read_page
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -42,7 +43,7 @@ def captions(page):
     return [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
 
 
-def test_without_a_run_it_shows_what_goes_in(config_file, data_url, tmp_path, read_page, capsys):
+def test_without_a_run_it_shows_what_goes_in(config_file, data_url, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert main(["--data", data_url, "--config", config_file, "--out", str(out), "--samples", "2"]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
@@ -69,7 +70,7 @@ def test_without_a_run_it_shows_what_goes_in(config_file, data_url, tmp_path, re
     assert sum(tag == "rect" and attrs["class"] in ("global", "local") for tag, attrs in page.elements) == 2 * 4
 
 
-def test_with_a_run_it_shows_what_the_checkpoint_makes_of_it(tiny, tmp_path, read_page):
+def test_with_a_run_it_shows_what_the_checkpoint_makes_of_it(tiny, tmp_path):
     train(tiny)
     out = tmp_path / "page.html"
     assert main(["--run", tiny.run, "--out", str(out), "--samples", "3"]) == 0
@@ -85,7 +86,7 @@ def test_with_a_run_it_shows_what_the_checkpoint_makes_of_it(tiny, tmp_path, rea
     assert out.read_bytes() == first
 
 
-def test_no_local_views_are_fine(config_file, data_url, tmp_path, read_page):
+def test_no_local_views_are_fine(config_file, data_url, tmp_path):
     out = tmp_path / "page.html"
     arguments = ["--data", data_url, "--config", config_file, "--out", str(out), "--views.num_local", "0"]
     assert main([*arguments, "--samples", "1", "--step", "2"]) == 0

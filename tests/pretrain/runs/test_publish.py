@@ -77,13 +77,15 @@ def test_the_folder_has_what_a_hub_wants(out, tiny):
     assert [path.name for path in out.parent.iterdir()] == ["model"]
 
 
-def test_the_code_in_the_card_works_without_this_package(out, backbones, tmp_path):
-    """Run as it stands, in a fresh process where nothing of ours can be imported."""
-    before = "import sys\nfor stage in ('pretrain', 'shards', 'ingest', 'eval'):\n    sys.modules[stage] = None\n"
-    after = f"\ntorch.save([images, features, tokens], {str(tmp_path / 'features.pt')!r})\n"
-    code = before + "import torch\ntorch.set_num_threads(1)\n" + code_block(out) + after
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=out, env={"HF_HUB_OFFLINE": "1"})
-    images, features, tokens = torch.load(tmp_path / "features.pt", weights_only=True)
+def test_the_code_in_the_card_works_without_this_package(out, backbones, monkeypatch):
+    """Run as it stands, where nothing of ours can be imported; see test_export for a fresh process."""
+    names = {}
+    with monkeypatch.context() as patch:
+        patch.chdir(out)
+        for stage in ("pretrain", "shards", "ingest", "eval"):
+            patch.setitem(sys.modules, stage, None)
+        exec(code_block(out), names)
+    images, features, tokens = (names[name] for name in ("images", "features", "tokens"))
     expected = torch.zeros(1, 2, 32, 32) - torch.tensor([2.0, 2.0])[:, None, None]
     assert torch.equal(images, expected)
     everything, backbone = torch.arange(16)[None], backbones[4]

@@ -49,7 +49,7 @@ def assert_equal_state(left, right, path=""):
         assert left == right, path
 
 
-TIMES = ("samples_per_s", "data_wait_share", "flops_per_s", "peak_share", "memory_bytes")
+TIMES = ("samples_per_s", "data_wait_share", "save_blocked_s", "flops_per_s", "peak_share", "memory_bytes")
 
 
 def rows_without_times(run):
@@ -226,6 +226,8 @@ def test_a_run_leaves_what_it_promises(tiny):
     assert rows[-1]["ema"] == 1
     assert all(isinstance(value, int | float) for value in rows[-1].values())
     assert list((run / "tensorboard").iterdir())
+    # Saves follow rows 2, 4 and 6.
+    assert [row["step"] for row in rows if row["save_blocked_s"] > 0] == [3, 5]
 
 
 def test_a_finished_run_is_left_alone(tiny):

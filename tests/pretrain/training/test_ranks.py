@@ -2,10 +2,13 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +19,9 @@ from safetensors.torch import load_file
 from pretrain.runs.checkpoint import list_checkpoints, read_checkpoint
 from pretrain.runs.metrics import read_bad_samples, read_rows
 from pretrain.training.loop import train
+from pretrain.training.ranks import Ranks, ToldElsewhereError
+from shards.errors import UserError
+from shards.storage.retry import StorageError
 from tests.pretrain.training.test_trainer import assert_same_training
 
 REPOSITORY = Path(__file__).parents[3]
@@ -71,7 +77,11 @@ def config(variant):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, pytest.param({"accumulate": 2}, marks=pytest.mark.long), {"shard": True, "accumulate": 2}],
+    [
+        {},
+        pytest.param({"accumulate": 2}, marks=pytest.mark.long),
+        pytest.param({"shard": True, "accumulate": 2}, marks=pytest.mark.long),
+    ],
 )
 def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_path, changes):
     alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
@@ -90,7 +100,9 @@ def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_p
     assert left.optimiser.keys() == right.optimiser.keys()
 
 
-def test_a_run_goes_on_with_other_ranks_and_lists_the_same_bad_samples(config, tmp_path, write_dataset):
+def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad_samples(
+    config, tmp_path, write_dataset
+):
     data = write_dataset(str(tmp_path / "data"))
     shard = sorted(Path(data, "shards").iterdir())[0]
     content = bytearray(shard.read_bytes())
@@ -99,12 +111,12 @@ def test_a_run_goes_on_with_other_ranks_and_lists_the_same_bad_samples(config, t
     config = replace(config, data=data, loader=replace(config.loader, on_bad="replace"))
     alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
     train(alone)
-    result = finish(start(replace(both, max_steps=7)))
+    train(replace(both, max_steps=7))
+    # A start of ranks takes half a minute: this one shows, too, how they share the model out.
+    result = finish(start(replace(both, shard=True, accumulate=2, max_steps=14)))
     assert result.returncode == 0, result.stderr
-    outcome = train(replace(both, max_steps=12))
-    assert outcome.first_step == 7
-    result = finish(start(both))
-    assert result.returncode == 0, result.stderr
+    assert "resumed at step 7" in result.stdout
+    assert train(both).first_step == 14
     assert_same_training(alone.run, both.run, rel=1e-4)
     assert read_bad_samples(both.run) == read_bad_samples(alone.run) != []
 
@@ -134,6 +146,51 @@ def test_a_rank_that_is_killed_ends_all(config, wait_until_gone):
     assert "Traceback" not in result.stderr.partition("torch/distributed")[0]
 
 
+def agree_in_threads(*prepares):
+    """Return what `Ranks.agree` returns or raises on each of some ranks, which are threads here."""
+    told, all_told = [b""] * len(prepares), threading.Barrier(len(prepares))
+
+    class Seat(Ranks):
+        def collected(self, value):
+            told[self.rank] = pickle.dumps(value)
+            all_told.wait()
+            return [pickle.loads(each) for each in told]
+
+    def agree(rank):
+        try:
+            return Seat(rank=rank, world=len(prepares)).agree(prepares[rank])
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(prepares)) as pool:
+        return list(pool.map(agree, range(len(prepares))))
+
+
+def failing(error):
+    def prepare():
+        raise error
+
+    return prepare
+
+
+def test_ranks_agree_where_all_goes_well():
+    assert agree_in_threads(lambda: "first", lambda: "second") == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_users"), [(UserError("no such band"), True), (StorageError("s3://b: 5 times 503", "server"), False)]
+)
+def test_a_problem_of_any_rank_is_told_by_the_first(error, is_users):
+    first, second = agree_in_threads(lambda: "well", failing(error))
+    assert (type(first), str(first)) == (type(error), f"rank 1: {error}")
+    assert vars(first) == vars(error)
+    assert (type(second), second.is_users) == (ToldElsewhereError, is_users)
+    first, second = agree_in_threads(failing(error), failing(UserError("another")))
+    assert (type(first), str(first)) == (type(error), str(error))
+    assert (type(second), second.is_users) == (ToldElsewhereError, is_users)
+
+
+@pytest.mark.long
 def test_what_ranks_find_wrong_one_tells_and_all_leave_with_2(tmp_path):
     script = [
         "bash",
