@@ -119,6 +119,8 @@ class Colour:
         device, (num_images, num_patches, depth) = patches_NLD.device, patches_NLD.shape
         rows_NP = (torch.cat(list(sets_NP), 1) + num_patches * torch.arange(num_images)[:, None]).numpy()
         num_bands, num_given = len(self.mean), rows_NP.shape[1]
+        if not num_given:  # as a teacher that does not look at local views
+            return [patches_NLD.new_empty(num_images, 0, depth, dtype=torch.float32) for _ in sets_NP]
         at_once, chunks = _plan(draws, num_given * depth, device)
         results_NPD = [patches_NLD.new_empty(num_images, s.shape[1], depth, dtype=torch.float32) for s in sets_NP]
         # Once for all chunks: what a C library gives back to the system comes again page by page, at a price.

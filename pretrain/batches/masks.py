@@ -1,8 +1,8 @@
 """Disjoint patch sets: which patches the student sees, which the teacher, and which are predicted.
 
-One keyed permutation of the L patches is cut into three parts, so that the sets are disjoint, cover all
+One keyed permutation of the L patches is cut into three parts, so that the sets are disjoint, by default cover all
 patches and have the same sizes for every image: batches keep fixed shapes. Cost: 20 µs per sample and size of views,
-and 30 ns per patch. For comparison the teacher's set may come from a permutation of its own.
+and 30 ns per patch. For comparison the teacher's set may come from a permutation of its own, and overlap.
 
 Shape legend: V views, B samples, N = V · B in view-major order, L patches, P patches of a set.
 """

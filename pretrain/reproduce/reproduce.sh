@@ -52,4 +52,4 @@ for part in $parts; do
         ;;
     esac
 done
-echo "reports: $out/main/report.html and $out/table/report.html"
+for part in $parts; do echo "report: $out/$part/report.html"; done

@@ -105,9 +105,12 @@ def test_targets_may_stay_as_they_are_in_the_image(variant):
 
 
 def test_local_views_that_no_teacher_looks_at_are_not_coloured_for_it(variant):
-    views = make(variant(loss__crossed=True)).local_views
+    config = variant(loss__crossed=True)
+    views = make(config).local_views
     assert views.teacher_indices_NP.shape == (20, 0)
-    assert views.student_indices_NP.shape[1] > 0
+    patches = views.to_patches(torch.device("cpu"), make_colour(open_sources(config), config))
+    assert patches.teacher_NPD.shape == (20, 0, 3 * 8 * 8)
+    assert patches.student_NPD.shape[1] > 0
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
