@@ -1,14 +1,17 @@
-"""Metric against step, as inline SVG: no script, coloured by the page's classes."""
+"""Metric against step, as SVG in the page and in files of their own: no script, coloured by `charts.css`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
 from eval.report.contents import Contents, Figures, Table, interval, leading, percent, run_of
 
 _WIDTH, _HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _FOOT = 44, 12, 10, 30
 _NUM_COLOURS, _LETTER_PX = 6, 12
+_LINE_PX = 20
+"""Of a file's title, and of each name below its chart."""
 _MANY = 100_000
 """From here on steps are written in thousands or millions."""
 
@@ -38,12 +41,29 @@ class _Axes:
         return _HEIGHT - _FOOT - (share - self.low) / (self.high - self.low) * (_HEIGHT - _FOOT - _TOP)
 
 
+def charts_style() -> str:
+    """Return the style sheet of charts, with the colours of the page."""
+    return files("eval.report").joinpath("charts.css").read_text(encoding="utf-8")
+
+
 def step_charts(contents: Contents) -> str:
-    """Return a chart of each leading protocol on each data set in which a run has two steps or more."""
+    """Return a chart of each leading protocol on each data set in which a run has two steps or more, as HTML."""
+    figures = [_figure(*chart) for chart in _charts(contents)]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def chart_files(contents: Contents) -> dict[str, str]:
+    """Return the same charts, each as an SVG file that stands alone, by "DATA-PROTOCOL"."""
+    return {f"{chart[0].data}-{chart[0].protocol}": _file(*chart) for chart in _charts(contents)}
+
+
+def _charts(contents: Contents) -> Iterator[tuple[Table, list[Series], list[Figures]]]:
+    """Yield of each chart its table, its curves and the rows of its floors."""
     tasks = dict.fromkeys(each.task for each in contents.tables)
     tables = [each for task in tasks for each in leading([each for each in contents.tables if each.task == task])]
-    figures = [_figure(each, found, contents.floors) for each in tables if (found := series(each))]
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+    for each in tables:
+        if found := series(each):
+            yield each, found, [row for model, row in each.chosen().items() if model in contents.floors]
 
 
 def series(each: Table) -> list[Series]:
@@ -64,16 +84,34 @@ def series(each: Table) -> list[Series]:
     ]
 
 
-def _figure(each: Table, found: Sequence[Series], floors: frozenset[str]) -> str:
+def _figure(each: Table, found: Sequence[Series], levels: Sequence[Figures]) -> str:
     title = f"{each.data}: {each.title}"
     keys = "".join(
         f'<span class="key"><i class="key{place % _NUM_COLOURS}"></i>{escape(one.name)}</span>'
         for place, one in enumerate(found)
     )
-    levels = [row for model, row in each.chosen().items() if model in floors]
     return (
         f"<figure><figcaption>{escape(title)} <small>{escape(each.metric)}, %</small></figcaption>"
         f"{step_chart(title, found, levels)}<p>{keys}</p></figure>"
+    )
+
+
+def _file(each: Table, found: Sequence[Series], levels: Sequence[Figures]) -> str:
+    title, height = f"{each.data}: {each.title}", _HEIGHT + _LINE_PX * (1 + len(found))
+    keys = "".join(
+        f'<circle class="dot{place % _NUM_COLOURS}" cx="{_LEFT + 4}" cy="{y - 4}" r="3.5"/>'
+        f'<text class="name" x="{_LEFT + 14}" y="{y}">{escape(one.name)}</text>'
+        for place, one in enumerate(found)
+        for y in [_LINE_PX * (2 + place) + _HEIGHT - 8]
+    )
+    # Without a size of its own the inner picture would fill the outer one.
+    chart = step_chart(title, found, levels).replace("<svg ", f'<svg y="{_LINE_PX}" height="{_HEIGHT}" ', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" class="charts" '
+        f'font-family="system-ui, sans-serif"><title>{escape(title)}</title><style>{charts_style()}</style>'
+        f'<rect class="sheet" width="100%" height="100%"/>'
+        f'<text class="name" x="{_LEFT}" y="{_LINE_PX - 4}">{escape(title)}: {escape(each.metric)}, %, by step</text>'
+        f"{chart}{keys}</svg>\n"
     )
 
 

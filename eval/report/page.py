@@ -1,5 +1,7 @@
 """The report: `results.json`, `report.md` and one self-contained `report.html`, all from the same figures.
 
+Where a run has several exports, the curves are in `charts/DATA-PROTOCOL.svg`, too.
+
 Functions from figures to text; `write_report` alone touches storage. The page refers to nothing outside itself and
 works without its script, which sorts tables. It costs about 50 µs a row, and has 1 kB a row and the pictures' size.
 """
@@ -11,7 +13,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from eval.report.charts import step_charts
+from eval.report.charts import chart_files, charts_style, step_charts
 from eval.report.classes import class_figures, confusions
 from eval.report.contents import Contents, Figures, contents, percent
 from eval.report.markdown import markdown
@@ -41,7 +43,7 @@ _COST = "Images/s: reading, decoding and the forward pass. Protocols: all fits a
 
 
 def write_report(report: Figures, out: str) -> None:
-    """Write the three files below `out`, the page last.
+    """Write the files below `out`, the page last.
 
     Args:
         report: what `eval.evaluate.evaluate` returns.
@@ -49,6 +51,8 @@ def write_report(report: Figures, out: str) -> None:
     """
     storage.write_bytes(storage.join(out, "results.json"), (json.dumps(report, indent=1) + "\n").encode())
     storage.write_bytes(storage.join(out, "report.md"), _encoded(markdown(report)))
+    for name, chart in chart_files(contents(report)).items():
+        storage.write_bytes(storage.join(out, "charts", f"{name}.svg"), _encoded(chart))
     storage.write_bytes(storage.join(out, "report.html"), _encoded(render(report)))
 
 
@@ -78,7 +82,11 @@ def render(report: Figures) -> str:
     }
     body = "\n".join(section(title, html, lead=lead) for title, (html, lead) in parts.items() if html)
     return template.substitute(
-        lead=_lead(index), facts=_facts(index), links=_links(title for title in parts if parts[title][0]), body=body
+        charts_style=charts_style(),
+        lead=_lead(index),
+        facts=_facts(index),
+        body=body,
+        links=_links(title for title in parts if parts[title][0]),
     )
 
 

@@ -1,7 +1,8 @@
 import re
 from itertools import pairwise
+from xml.etree import ElementTree
 
-from eval.report.charts import series, step_chart, step_charts
+from eval.report.charts import chart_files, series, step_chart, step_charts
 from eval.report.contents import Table, contents
 
 
@@ -57,3 +58,24 @@ def test_a_report_without_steps_has_no_chart(report):
     for row in report["rows"]:
         row["step"] = None
     assert step_charts(contents(report)) == ""
+
+
+def test_files_hold_the_charts_of_the_page(report):
+    page, found = step_charts(contents(report)), chart_files(contents(report))
+    assert len(found) == page.count("<svg")
+    for svg in found.values():
+        places = re.findall(r'<path class="(curve curve\d|level)" d="(.*?)"', svg)
+        assert places
+        assert all(place in re.findall(r'<path class="(curve curve\d|level)" d="(.*?)"', page) for place in places)
+        names = [each.text for each in ElementTree.fromstring(svg).iterfind("{*}text")]
+        assert len(names) == 1 + svg.count('class="curve ')
+
+
+def test_a_file_opens_in_a_browser(browser, report, tmp_path):
+    for name, svg in chart_files(contents(report)).items():
+        path = tmp_path / f"{name}.svg"
+        path.write_text(svg)
+        browser.get(path.as_uri())
+        assert browser.get_log("browser") == []
+        colour = browser.execute_script("return getComputedStyle(document.querySelector('.curve0')).stroke")
+        assert colour in ("rgb(31, 111, 139)", "rgb(93, 179, 207)")
