@@ -2,6 +2,9 @@
 
 All of them are read by webdataset's and Hugging Face's own decoders. Cost on one core for 512² × 3:
 see tests/bench/encode.py.
+
+JPEG is decoded by libjpeg-turbo, which Pillow has inside it, too: called without Pillow it gives the same pixels in
+less time (tests/bench/decode.py). What it has a complaint about goes to Pillow, whose word counts.
 """
 
 import io
@@ -10,6 +13,7 @@ import re
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,6 +25,7 @@ _WIDER_MODES = ("I", "I;16B", "I;16L", "I;16N")
 _EXACT_MODES = ("L", "RGB", "RGBA", "I;16", "F")
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _TOLD_CHARS = 200  # of what numpy and Pillow say: it may quote the damaged bytes
+_JPEG_START = b"\xff\xd8"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
 
 
@@ -81,14 +86,24 @@ def interleave(strip_CHW: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def decode_image(extension: str, data: bytes) -> Pixels:
-    """Return the pixels [height, width, channels] of an encoded image; perhaps read-only, perhaps not contiguous.
+def decode_image(extension: str, data: bytes, *, padded: bool = False) -> Pixels:
+    """Return the pixels [height, width, channels] of an encoded image; perhaps read-only.
+
+    Args:
+        extension: jpg, png, …, without a point.
+        data: the file.
+        padded: give three bands of 8 bits as a view of four bytes a pixel, as crops are best cut from; else, and
+            whatever else there is, in one piece.
 
     Raises:
         ValueError: the bytes are damaged or of an unknown kind, or hold no image of one or more bands of numbers.
         MemoryError: the machine has no room for a picture; that says nothing about the bytes.
     """
-    pixels = _read_npy(data) if extension == "npy" else _read_picture(extension, data)
+    if extension == "npy":
+        pixels = _read_npy(data)
+    else:
+        found = _read_jpeg(data, padded) if data[:2] == _JPEG_START else None
+        pixels = _read_picture(extension, data, padded) if found is None else found
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -113,13 +128,26 @@ def _read_npy(data: bytes) -> NDArray[Any]:
     return values.reshape(shape, order="F" if is_fortran else "C").astype(dtype.newbyteorder("="))
 
 
-def _read_picture(extension: str, data: bytes) -> NDArray[Any]:
+def _read_jpeg(data: bytes, padded: bool) -> NDArray[np.uint8] | None:
+    """Return what Pillow would make of a JPEG of one or three bands; None where Pillow is to say what it is."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        form = {"Gray": "GRAY", "YCbCr": "RGBX" if padded else "RGB", "RGB": "RGBX" if padded else "RGB"}.get(colours)
+        if form is None or int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, form, fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    return pixels[:, :, :3]
+
+
+def _read_picture(extension: str, data: bytes, padded: bool) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             mode = image.mode
             plain = image if mode in (*_EXACT_MODES, *_WIDER_MODES) else image.convert("RGB")
-            pixels = _in_place(plain) if plain.mode == "RGB" else np.asarray(plain)
+            pixels = _in_place(plain) if padded and plain.mode == "RGB" else np.asarray(plain)
     except MemoryError:
         raise
     # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …

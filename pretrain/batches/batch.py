@@ -220,7 +220,7 @@ def decode_bands(sample: Sample, dataset: Dataset, places: Sequence[int]) -> NDA
     Raises:
         ValueError: the image is damaged, or of another kind than its dataset.
     """
-    pixels = decode_image(sample.ext, sample.image)
+    pixels = decode_image(sample.ext, sample.image, padded=True)
     kind, num_bands = dataset.dtype, len(dataset.bands)
     if (str(pixels.dtype), pixels.shape[2]) != (kind, num_bands):
         found = f"{pixels.shape[2]} bands of {pixels.dtype}"

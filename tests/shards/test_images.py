@@ -157,13 +157,70 @@ def test_interleave_transposes(strip):
     np.testing.assert_array_equal(tile, strip.transpose(1, 2, 0))
 
 
-def test_pictures_of_three_bands_are_as_pillow_holds_them():
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    decoded = decode_image(*encode_image(pixels, "png"))
-    assert (decoded == pixels).all()
-    assert decoded.strides == (120, 4, 1)
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
+def test_pictures_of_three_bands_are_padded_if_asked_to(encoding):
+    encoded = encode_image(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8), encoding)
+    padded, plain = decode_image(*encoded, padded=True), decode_image(*encoded)
+    assert (padded == plain).all()
+    assert padded.strides == (120, 4, 1)
+    assert plain.strides == (90, 3, 1)
 
 
 def test_pictures_that_pillow_holds_in_several_blocks_are_copied():
     pixels = np.random.default_rng(0).integers(0, 256, (2100, 2100, 3), np.uint8)
-    assert (decode_image(*encode_image(pixels, "png")) == pixels).all()
+    assert (decode_image(*encode_image(pixels, "png"), padded=True) == pixels).all()
+
+
+def by_pillow(data):
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def save_jpeg(pixels, mode, keep_rgb=False, subsampling=0, **options):
+    out = io.BytesIO()
+    form = {"keep_rgb": True} if keep_rgb and mode == "RGB" else {"subsampling": subsampling}
+    Image.fromarray(pixels).convert(mode).save(out, "JPEG", **form, **options)
+    return out.getvalue()
+
+
+jpegs = st.builds(
+    save_jpeg,
+    npst.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    keep_rgb=st.booleans(),
+)
+
+
+@settings(max_examples=200)
+@given(jpegs, st.booleans())
+def test_jpegs_have_the_pixels_that_pillow_gives(data, padded):
+    pixels = decode_image("jpg", data, padded=padded)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, by_pillow(data))
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_of_damaged_jpegs_pillow_says_what_they_are(data):
+    encoded = bytearray(data.draw(jpegs))
+    for _ in range(data.draw(st.integers(1, 3))):
+        begin, length = data.draw(st.integers(0, len(encoded))), data.draw(st.sampled_from([0, 1, 2, 20, 10**6]))
+        encoded[begin : begin + length] = data.draw(st.binary(max_size=4))
+    try:
+        expected = by_pillow(bytes(encoded))
+    except Exception:
+        with pytest.raises(ValueError, match="cannot decode"):
+            decode_image("jpg", bytes(encoded))
+    else:
+        assert np.array_equal(decode_image("jpg", bytes(encoded)), expected)
+
+
+def test_a_jpeg_that_announces_more_than_pillow_takes_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="exceeds limit of 200 pixels"):
+        decode_image("jpg", save_jpeg(np.zeros((16, 16, 3), np.uint8), "RGB"))

@@ -208,8 +208,8 @@ def spoil(monkeypatch, maker):
     slot = next(slot for slot in maker.stream.slots(0) if slot.dataset == 1)
     bad = maker.stream.datasets[1].read(slot.row).image
 
-    def decode(extension, data):
-        pixels = decode_image(extension, data)
+    def decode(extension, data, **kwargs):
+        pixels = decode_image(extension, data, **kwargs)
         return pixels[:, :, 1:] if data == bad else pixels
 
     monkeypatch.setattr(batch_module, "decode_image", decode)

@@ -113,9 +113,11 @@ def test_colours_depend_on_sample_size_view_and_side_alone():
     assert len(amounts.unique(dim=0)) == len(amounts) == 36
 
 
-def test_decoded_pictures_are_not_copied_and_give_the_same_views():
-    pixels_HWC = generator("picture").integers(0, 256, (40, 30, 3), np.uint8)
-    decoded_HWC = decode_image(*encode_image(pixels_HWC, "png"))
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_decoded_pictures_are_not_copied_and_give_the_same_views(encoding):
+    encoded = encode_image(generator("picture").integers(0, 256, (40, 30, 3), np.uint8), encoding)
+    decoded_HWC, pixels_HWC = decode_image(*encoded, padded=True), decode_image(*encoded)
+    assert not np.shares_memory(group_bands(pixels_HWC), pixels_HWC)
     groups_GHWQ = group_bands(decoded_HWC)
     assert np.shares_memory(groups_GHWQ, decoded_HWC)
     assert groups_GHWQ.shape == (1, 40, 30, 4)
