@@ -32,7 +32,8 @@ _COMMANDS = {
     "stream": stream_cli.STREAM,
     "gc": (
         "remove files that no version of this dataset names: remains of crashed runs, and what ingest and index keep "
-        "to resume from, all by the names that they give; other files stay. Versions of OTHER datasets that point to "
+        "to resume from, all by the names that they give, and their unfinished uploads; other files stay. "
+        "Versions of OTHER datasets that point to "
         "shards here (select --out, dedup --out) are not known: if a version here that has them is gone, they lose "
         "them. No run may be writing here that was paused longer than --min_age_h"
     ),
@@ -141,7 +142,9 @@ def _index(options: cli.Namespace) -> int:
         raise
     version, url = made.version, options.out
     notes = [f"{made.num_resumed} of them read by an earlier run"] if made.num_resumed else []
-    notes += [f"{made.num_passed_over} members passed over"] if made.num_passed_over else []
+    first = f": {made.passed_over}" if made.num_passed_over == 1 else f", the first is {made.passed_over}"
+    told = first if made.passed_over else ""
+    notes += [f"{made.num_passed_over} members passed over{told}"] if made.num_passed_over else []
     told = f" ({', '.join(notes)})" if notes else ""
     print(
         f"{url} version {version.version}: {version.num_samples} samples in {version.num_shards} shards{told}, digest "
@@ -229,10 +232,16 @@ def _dedup(options: cli.Namespace) -> int:
 
 
 def _tell_derived(options: cli.Namespace, parent: Version, version: Version) -> int:
+    from shards import storage
+    from shards.card.page import renew_card
+    from shards.tables import read_version
+
     if version is parent:
         print(f"every sample of {options.url} version {parent.version} stays: nothing is written")
         return 0
     url = options.out or options.url
+    if storage.exists(storage.join(url, "card.html")):
+        renew_card(url, read_version(url))
     print(
         f"{url} version {version.version}: {version.num_samples} of {parent.num_samples} samples in "
         f"{version.num_shards} shards, digest {version.digest}; next: python -m shards verify {url}"
@@ -252,7 +261,7 @@ def _diff(options: cli.Namespace) -> int:
 
 
 def _gc(options: cli.Namespace) -> int:
-    from shards.curation.gc import find_orphans, remove_orphans
+    from shards.curation.gc import find_orphans, find_uploads, remove_orphans, remove_uploads
     from shards.storage import user_errors
 
     if not options.min_age_h >= 0:
@@ -261,7 +270,11 @@ def _gc(options: cli.Namespace) -> int:
         orphans = find_orphans(options.url, min_age_h=options.min_age_h, now_s=time.time())
         for info in orphans if options.dry_run else remove_orphans(options.url, orphans):
             print(info.size, info.path, sep="\t")
+        uploads = find_uploads(options.url, min_age_h=options.min_age_h, now_s=time.time())
+        for upload in uploads if options.dry_run else remove_uploads(options.url, uploads):
+            print("upload", upload.path, sep="\t")
     total = f"{len(orphans)} files, {sum(info.size for info in orphans)} bytes"
+    total += f", {len(uploads)} unfinished uploads" if uploads else ""
     print(f"{total} would be removed" if options.dry_run else f"{total} removed")
     return 0
 

@@ -5,6 +5,8 @@ then one positioned read of a local file, or one ranged request to a store, and 
 """
 
 import os
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +22,12 @@ from shards.columns import iter_columns
 from shards.errors import UserError
 from shards.rows import Place, Rows, read_rows
 from shards.schema import Band, Version, sha256_hex
+from shards.storage.reading import count_traffic
+from shards.storage.retry import StorageError, count_retry
 from shards.tables import iter_table, read_version
 
 _MAX_OPEN_FILES = 64
+_USERS = (PermissionError, IsADirectoryError, NotADirectoryError)  # for `storage.user_errors` to tell
 
 
 class Sample(NamedTuple):
@@ -130,26 +135,39 @@ class Dataset:
 
         Raises:
             IndexError: the row is not in [0, N).
-            CorruptSampleError: its bytes do not match the recorded length and checksum.
-            UserError: its shard is missing or has changed.
+            CorruptSampleError: its bytes do not match the recorded length and checksum, read twice.
+            UserError: its shard is missing, has changed, or may not be read.
+            StorageError: the store kept failing, or the local disk does.
         """
         return self.parse(row, self.read_places(row, self.places(row)))
 
     def read_places(self, row: int, places: Sequence[Place]) -> list[bytes]:
         """Read a row's bytes where they lie, one piece for each series, checked; errors as `read`."""
-        try:
-            data = [self._read_bytes(place) for place in places]
-        except FileNotFoundError as error:
-            raise self.missing(row, places) from error
+        data = [self._read_bytes(row, place) for place in places]
+        if not all(map(is_whole, data, places)):
+            # Flipped on the way, perhaps: what is bad must not depend on that.
+            if not self.is_local(places):
+                count_retry("checksum")
+            data = [self._read_bytes(row, place) for place in places]
         if not all(map(is_whole, data, places)):
             raise self.fault(row, places)
         return data
 
-    def _read_bytes(self, place: Place) -> bytes:
+    def _read_bytes(self, row: int, place: Place) -> bytes:
         shard = self.shards[place.shard]
-        if shard.local:
-            return self._files.pread(shard.url, place.offset, place.size)
-        return storage.read_range(shard.url, place.offset, place.size)
+        try:
+            if shard.local:
+                return self._files.pread(shard.url, place.offset, place.size)
+            return storage.read_range(shard.url, place.offset, place.size)
+        except FileNotFoundError as error:
+            raise self.missing(row, [place]) from error
+        except Exception as error:
+            # Not around each read: a context costs as much as a tenth of it.
+            with storage.user_errors(shard.url):
+                if shard.local and isinstance(error, OSError) and not isinstance(error, _USERS):
+                    told = f"sample {row} cannot be read from {shard.url}: {error.strerror or error}"
+                    raise StorageError(f"{told}; check the disk or its mount", "disk") from error
+                raise
 
     def is_local(self, places: Sequence[Place]) -> bool:
         """Say whether a row's bytes lie on a disk of this machine."""
@@ -162,13 +180,14 @@ class Dataset:
 
     def fault(self, row: int, places: Sequence[Place]) -> Exception:
         """Find out why a row's bytes do not match: its shard changed, or the sample is damaged."""
-        try:
-            for place in places:
-                self._require_same(place.shard)
-        except FileNotFoundError:
-            return self.missing(row, places)
-        except UserError as error:
-            return error
+        with storage.user_errors(self.shards[places[0].shard].url):
+            try:
+                for place in places:
+                    self._require_same(place.shard)
+            except FileNotFoundError:
+                return self.missing(row, places)
+            except UserError as error:
+                return error
         return CorruptSampleError(f"{self.name(row)} does not match its checksum")
 
     def require_unchanged(self, shard: int) -> None:
@@ -178,11 +197,16 @@ class Dataset:
             UserError: it has another size, or another ETag than when it was indexed.
             FileNotFoundError: it is not there.
         """
-        if shard not in self._first_etags and not self.shards[shard].local:
-            self._require_same(shard)
+        if shard in self._first_etags or self.shards[shard].local:
+            return
+        with self._first_etags.look_at(shard):
+            if shard not in self._first_etags:
+                self._require_same(shard)
 
     def _require_same(self, number: int) -> None:
         shard = self.shards[number]
+        if not shard.local:
+            count_traffic(heads=1)
         found = storage.stat(shard.url)
         if found.size != shard.size:
             raise UserError(f"{shard.url} changed: {found.size} bytes, not the {shard.size} of the dataset")
@@ -263,6 +287,14 @@ def _in_series(extension: str, series: str) -> str:
 
 class _FirstEtags(dict[int, str]):
     """ETags of shards as this process saw them first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+
+    def look_at(self, shard: int) -> threading.Lock:
+        """Return what keeps other threads from asking the store for the same shard."""
+        return self._looks[shard]
 
     def __reduce__(self) -> tuple[type["_FirstEtags"], tuple[()]]:
         return _FirstEtags, ()

@@ -47,6 +47,10 @@ class Progress:
             self._printed_s = now
             print(self.line(), file=sys.stderr, flush=True)
 
+    def skip(self, count: int) -> None:
+        """Count units that are done as those of an earlier run: they say nothing of the rate and the time left."""
+        self._start_done += count
+
     def tick(self) -> None:
         """Show the line again though nothing was done since, so that nobody takes long work for a dead one."""
         self.update(self._done, self._figures)

@@ -25,7 +25,6 @@ _UNITS = 2**32
 _UNIT_BITS = BLOCK.bit_length() - 1
 _STRETCH_ROWS = 64
 _CHUNK_ROWS = 2**13  # worked on at a time: intermediate arrays stay in the cache, and malloc maps none anew
-_CHUNK = 2**20  # stretches that are worked on at a time
 
 
 class Place(NamedTuple):
@@ -93,30 +92,23 @@ class Rows:
         units[by_row] = np.where(first < last, between + self.units_P[last], between)
         return units * BLOCK
 
-    def num_reads(self, first_rows: Ints, gap_bytes: int) -> Ints:
-        """Return how many reads each run of rows takes, int64 [I], if samples with a smaller gap between share one.
+    def stretches(self, cuts: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """Return (first row, shard, offset, size) of stretches of rows that lie together, in bytes, int64 [I].
 
         Args:
-            first_rows: of the runs, ascending from 0, int64 [I]: a run ends where the next begins.
-            gap_bytes: from this distance on, and in another shard, a read begins anew.
+            cuts: rows, ascending: what is from the first to before the last is returned, and cut at all between.
         """
-        counts = np.ones(len(first_rows), np.int64)
-        for first in range(0, len(self._first_rows), _CHUNK):
-            anew = self._anew(max(first - 1, 0), first + _CHUNK, gap_bytes)
-            run = np.searchsorted(first_rows, anew, "right") - 1
-            run = run[first_rows[run] < anew]
-            counts += np.bincount(run, minlength=len(counts))
-        return counts
-
-    def _anew(self, first: int, end: int, gap_bytes: int) -> Ints:
-        """Return the rows at which stretches, from the one after `first` on, do not go on with the read before."""
-        rows: Ints = self._first_rows[first:end]
-        end_row = len(self) if end >= len(self._first_rows) else int(self._first_rows[end])
-        units = np.add.reduceat(self.units_P[rows[0] : end_row], rows - rows[0], dtype=np.uint32)
-        offsets, shards = self._offsets[first:end].astype(np.int64), self._shards[first:end]
-        near = (offsets[1:] - offsets[:-1] - units[:-1]) * BLOCK < gap_bytes
-        same_read: NDArray[np.bool_] = near & (offsets[1:] >= offsets[:-1]) & (shards[1:] == shards[:-1])
-        return np.extract(~same_read, rows[1:])
+        low = int(np.searchsorted(self._first_rows, cuts[0], "right")) - 1
+        own = self._first_rows[low : int(np.searchsorted(self._first_rows, cuts[-1]))]
+        starts = np.sort(np.concatenate([own, cuts[:-1]]), kind="stable")
+        starts = starts[np.diff(starts, prepend=-1) > 0]
+        units = np.add.reduceat(self.units_P[own[0] : cuts[-1]], starts - own[0], dtype=np.uint32).astype(np.int64)
+        before = np.cumsum(units) - units
+        stretch = np.searchsorted(own, starts, "right") - 1
+        offsets = self._offsets[low + stretch] + before - before[np.searchsorted(starts, own)][stretch]
+        chosen = starts >= cuts[0]
+        shards = self._shards[low + stretch].astype(np.int64)
+        return starts[chosen], shards[chosen], offsets[chosen] * BLOCK, units[chosen] * BLOCK
 
 
 def read_rows(tables: Iterable[pa.Table], num_rows: int, shard_names: Sequence[str]) -> Rows:

@@ -12,20 +12,20 @@ from shards.rows import read_rows
 BLOCK = 512
 
 
-def places_only(sizes: Sequence[int], digest: str, *, per_shard: int = 10**9, gap: int = 0, local: bool = False) -> Any:
+def places_only(sizes: Sequence[int], digest: str, *, per_shard: int = 10**9, gap: Any = 0, local: bool = False) -> Any:
     """Return what a stream asks of a dataset: samples of these sizes one after another, in units of 512 bytes.
 
     Args:
         sizes: of the samples.
         digest: of the dataset.
         per_shard: samples of a shard.
-        gap: units between any two samples.
+        gap: units between any two samples, or behind each.
         local: whether the shards lie on a local disk.
     """
     numbers = np.arange(len(sizes))
     columns = {
         "shard": pa.array([f"s{number}" for number in (numbers // per_shard).tolist()]),
-        "offset": (np.cumsum(sizes) - sizes + numbers * gap) * BLOCK,
+        "offset": (np.cumsum(np.add(sizes, gap)) - sizes - gap) * BLOCK,
         "size": np.asarray(sizes, np.int32) * BLOCK,
         "crc32c": numbers.astype(np.uint32),
     }

@@ -43,7 +43,10 @@ class ViewBatch:
     """Whether what is predicted has the student's colours."""
 
     def pin_memory(self) -> "ViewBatch":
-        """Return a copy whose tensors can be sent to an accelerator while it computes."""
+        """Return a copy whose tensors can be sent to an accelerator while it computes.
+
+        The draws of colours are not sent: they are read here, and what is made of them is.
+        """
         pinned = {
             f.name: getattr(self, f.name).pin_memory()
             for f in fields(self)

@@ -32,9 +32,10 @@ from shards.streaming.stream import Replacement, Stream
 
 STEPS_PER_WORKER = 2
 """That a worker has under way or ready: one to deliver, one to make."""
-COUNTS = ("gets", "bytes_fetched", "bytes_used", "retries", "bad_samples")
+COUNTS = ("gets", "heads", "bytes_fetched", "bytes_used", "retries", "bad_samples")
 """Keys of `Delivery.counts` that metrics always have; beside them retries_KIND for each kind of fault. Requests to
-stores alone: their number, bytes of their answers, of them bytes of samples, and how many were made again."""
+stores alone: their number, looks at whether a shard has changed, bytes of the answers, of them bytes of samples, and
+how many were made again."""
 
 _KNOWN_LATER_S = 2.0
 
@@ -63,6 +64,7 @@ def count_requests() -> Counter[str]:
     kinds, traffic = Counter(storage.retries), Counter(storage.traffic)
     return Counter(
         gets=traffic["gets"],
+        heads=traffic["heads"],
         bytes_fetched=traffic["bytes"],
         bytes_used=traffic["bytes_used"],
         retries=kinds.total(),

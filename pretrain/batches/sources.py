@@ -12,12 +12,13 @@ from pathlib import Path
 
 from pretrain.batches.colour import Colour
 from pretrain.config import Config
+from pretrain.training.ranks import local_world
 from shards import storage
 from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
 from shards.schema import canonical_json, sha256_hex
 from shards.streaming.cache import BlockCache
-from shards.streaming.footprint import Footprint
+from shards.streaming.footprint import opening_need
 from shards.streaming.mix import proportional_weights
 from shards.streaming.order import BLOCK_BYTES, WINDOW
 from shards.streaming.room import is_remote, require_fits
@@ -188,7 +189,14 @@ def begin_stream(config: Config, sources: Sources) -> StreamState:
 
 @contextmanager
 def continued_stream(
-    config: Config, sources: Sources, state: StreamState, *, rank: int = 0, world: int = 1, queued_steps: int = 0
+    config: Config,
+    sources: Sources,
+    state: StreamState,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    node_ranks: int | None = None,
+    queued_steps: int = 0,
 ) -> Iterator[Stream]:
     """Yield a rank's stream, from a state on, with a cache for what lies in a bucket.
 
@@ -198,6 +206,7 @@ def continued_stream(
         state: of the stream.
         rank: in [0, world).
         world: number of ranks; divides the batch.
+        node_ranks: ranks whose caches share this machine's disk; by default as many as torchrun started here.
         queued_steps: that are read before they are used, by workers.
 
     Raises:
@@ -218,8 +227,9 @@ def continued_stream(
         return
     folder = Path(loader.cache or tempfile.gettempdir())
     limit_bytes = round(loader.cache_gb * 1e9) if loader.cache_gb else None
-    need = Footprint(stream).cache_need(queued_steps=queued_steps)
-    require_fits(need, folder=folder, limit_bytes=limit_bytes, options="--loader.")
+    node_ranks = min(node_ranks or local_world(), world)
+    need = opening_need(stream, node_ranks=node_ranks, queued_steps=queued_steps)
+    require_fits(need, folder=folder, limit_bytes=limit_bytes, node_ranks=node_ranks, options="--loader.")
     with BlockCache(sources.datasets, folder, limit_bytes or need.rank_bytes) as cache:
         stream.cache = cache
         yield stream

@@ -35,6 +35,7 @@ MEANINGS = {
     "memory_bytes": "the most that a rank had so far: of the GPU, on a CPU of the process",
     "cache_bytes": "blocks of datasets on the local disk",
     "gets": "requests to stores since the row before",
+    "heads": "looks at whether shards have changed",
     "bytes_fetched": "bytes of their answers",
     "bytes_used": "of them bytes of samples",
     "retries": "requests that were made again",
@@ -77,7 +78,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Schedules": (
         Chart(title="Learning rate", names=("lr",)),
         Chart(title="Gradient norm", names=("grad_norm",), note="before clipping", may_be_log=True),
-        Chart(title="Temperatures", names=("teacher_temperature", "student_temperature")),
+        Chart(title="Temperature of the teacher", names=("teacher_temperature",)),
         Chart(title="Momentum of the teacher", names=("ema",)),
         Chart(title="Weight decay", names=("weight_decay",)),
     ),
@@ -96,7 +97,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
     ),
     "Reading from stores": (
         Chart(title="Bytes", names=("bytes_fetched", "bytes_used"), is_told_if_constant=True),
-        Chart(title="Requests", names=("gets",), is_told_if_constant=True),
+        Chart(title="Requests", names=("gets", "heads"), is_told_if_constant=True),
         Chart(title="Made again", names=("retries",), is_told_if_constant=True),
         Chart(title="Bad samples", names=("bad_samples",), is_told_if_constant=True),
         Chart(title="Cache", names=("cache_bytes",), is_told_if_constant=True),

@@ -5,6 +5,7 @@ A function of the version and its address alone: no clock, no listing. Costs one
 """
 
 import io
+import math
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,7 +18,7 @@ from shards import storage
 from shards.card.charts import Axis, histogram
 from shards.card.maps import close_ups, extent_map, is_scattered, world_map
 from shards.card.provenance import record_html, table_rows
-from shards.card.survey import Ranking, Survey, take_survey
+from shards.card.survey import Ranking, Survey, band_step, take_survey
 from shards.card.usage import commands
 from shards.dataset import CorruptSampleError, Dataset
 from shards.errors import UserError
@@ -27,6 +28,7 @@ from shards.schema import Version
 _SHEET_TILES = 54
 _MAX_SHEET_BYTES = 750_000
 """One third more as base64: a megabyte."""
+_MAX_BANDS = 32  # with a histogram of 3 kB each
 
 _CHARTS: Mapping[str, tuple[str, Axis]] = {
     "gsd_m": (
@@ -68,6 +70,32 @@ def write_card(url: str, version: Version, out: str | None = None) -> str:
     return target
 
 
+def renew_card(url: str, version: Version) -> None:
+    """Write the dataset's own card if it is missing or shows another version; costs a read of it if it does not.
+
+    Raises:
+        UserError: as `write_card` does.
+    """
+    if not shows(url, version):
+        write_card(url, version)
+
+
+def shows(url: str, version: Version) -> bool:
+    """Say whether the dataset's own card is there and shows this version.
+
+    Raises:
+        UserError: the card cannot be read.
+    """
+    target = storage.join(url, "card.html")
+    with storage.user_errors(target):
+        return storage.exists(target) and _stamp(version).encode() in storage.read_bytes(target)
+
+
+def _stamp(version: Version) -> str:
+    """Return the head's line by which a card is known to be a version's."""
+    return f'<meta name="dataset-version" content="{version.version} {escape(version.digest)}">'
+
+
 def _sheet(url: str, version: Version) -> bytes:
     """Return the contact sheet as JPEG of bounded size."""
     try:
@@ -95,9 +123,11 @@ def card_html(url: str, version: Version, survey: Survey, sheet: bytes) -> str:
     name = _name(url)
     return Template(files("shards.card").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         name=escape(name),
+        stamp=_stamp(version),
         lead=_lead(version, survey),
         facts=_facts(version, survey),
         bands=_bands(version),
+        band_charts="".join(_band_chart(place, survey, version) for place in range(len(version.bands))[:_MAX_BANDS]),
         sheet=b64encode(sheet).decode(),
         places=_places(survey),
         charts="".join(_chart(key, survey, version) for key in _CHARTS),
@@ -178,6 +208,17 @@ def _bands(version: Version) -> str:
     )
 
 
+def _band_chart(place: int, survey: Survey, version: Version) -> str:
+    """Return the histogram of the tiles' means of a band."""
+    bins, band = survey.band_means[place], version.bands[place]
+    if not bins:
+        return ""
+    step = band_step(band)
+    digits = max(0, -math.floor(math.log10(step)))
+    axis = Axis(name=lambda edge: f"{edge * step:,.{digits}f}", least=0 if version.dtype.startswith("u") else None)
+    return _figure(f"{band.name}, mean of a tile", bins, axis, version.num_samples, "tiles")
+
+
 def _places(survey: Survey) -> str:
     places = survey.places
     scenes = f" ({_count(survey.num_unplaced_scenes, 'scene')} without a CRS)" if survey.num_unplaced_scenes else ""
@@ -205,6 +246,11 @@ def _chart(key: str, survey: Survey, version: Version) -> str:
     if not bins:
         return ""
     whole, noun = (sum(bins.values()), "scenes") if key == "num_tiles" else (version.num_samples, "tiles")
+    return _figure(title, bins, axis, whole, noun)
+
+
+def _figure(title: str, bins: Mapping[int, int], axis: Axis, whole: int, noun: str) -> str:
+    """Return a histogram with its title, and how many it counts and how many have no value."""
     missing = whole - sum(bins.values())
     note = f"{sum(bins.values()):,} {noun}" + (f", {missing:,} without" if missing else "")
     return (

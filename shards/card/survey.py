@@ -4,8 +4,9 @@ Costs the memory of one table file and its chosen columns (some hundred MB at 2 
 labels and sensors, and of up to a million cells of the map; no Python object per tile or scene.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.schema import Version
+from shards.schema import Band, Version
 from shards.tables import iter_table
 
 CELLS_PER_DEGREE = 4096
@@ -35,6 +36,15 @@ BINS: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "num_tiles": lambda values: np.ceil(np.log2(values[values > 0])),
 }
 """Value to whole-number bin: quarters of an octave, 1/25, 1/50, 1/4 bit, 1/25, months from 1970, octaves."""
+_FARTHEST_STD = 3  # what lies further from a band's mean is counted in its outermost bins
+
+
+def band_step(band: Band) -> float:
+    """Return the width of a bin of tile means: 1, 2 or 5 times a power of ten, up to a quarter of the deviation."""
+    if not band.std:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(band.std / 4))
+    return power * max(factor for factor in (1, 2, 5) if factor * power <= band.std / 4 or factor == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,8 @@ class Survey:
 
     histograms: Mapping[str, Mapping[int, int]]
     """Bin to count by name, see BINS; empty where a column is all null. Tiles, num_tiles: used scenes."""
+    band_means: tuple[Mapping[int, int], ...]
+    """For each band the bins of the tiles' means, in units of `band_step`; empty where the tiles have no figures."""
     rankings: Mapping[str, Ranking]
     """By column: label, sensor, split, member."""
     places: "Places"
@@ -153,11 +165,14 @@ def take_survey(url: str, version: Version) -> Survey:
     """
     histograms: dict[str, Counter[int]] = {name: Counter() for name in BINS}
     tallies = {name: _TALLY.empty_table() for name in _KINDS}
+    band_means: list[Counter[int]] = [Counter() for _ in version.bands]
     places, times = Places(), []
     names = [name for name in BINS if name != "num_tiles"]
-    for table in iter_table(url, version, "samples", [*names, *_KINDS, "lon", "lat"], dictionary=_KINDS):
+    columns = [*names, *_KINDS, "lon", "lat", "num_valid", "band_sums"]
+    for table in iter_table(url, version, "samples", columns, dictionary=_KINDS):
         for name in names:
             _count_bins(histograms[name], name, table[name])
+        _count_means(band_means, table, version.bands)
         for name in _KINDS:
             tallies[name] = _add_values(tallies[name], table[name])
         places.add(_floats(table["lon"]), _floats(table["lat"]))
@@ -169,6 +184,7 @@ def take_survey(url: str, version: Version) -> Survey:
         unplaced += used["crs"].null_count
     return Survey(
         histograms=histograms,
+        band_means=tuple(band_means),
         rankings={name: _ranking(tally) for name, tally in tallies.items()},
         places=places,
         num_unplaced_scenes=unplaced,
@@ -191,6 +207,21 @@ def _count_bins(counts: Counter[int], name: str, column: pa.ChunkedArray) -> Non
     bins = BINS[name](values[np.isfinite(values)]).astype(np.int64)
     for place, count in zip(*np.unique(bins, return_counts=True), strict=True):
         counts[int(place)] += int(count)
+
+
+def _count_means(counts: list[Counter[int]], table: pa.Table, bands: Sequence[Band]) -> None:
+    """Count the means of tiles that have as many band sums as there are bands, and a valid pixel."""
+    if not bands:
+        return
+    has_all = pc.equal(pc.list_value_length(table["band_sums"]), len(bands))
+    mine = table.filter(pc.and_(has_all, pc.greater(table["num_valid"], 0)))
+    sums_TB = pc.list_flatten(mine["band_sums"]).to_numpy().reshape(-1, len(bands))
+    means_TB = sums_TB / mine["num_valid"].to_numpy()[:, None]
+    for band, mine_T, found in zip(bands, means_TB.T, counts, strict=True):
+        ends = band.mean - _FARTHEST_STD * band.std, band.mean + _FARTHEST_STD * band.std
+        bins = np.floor(np.clip(mine_T[np.isfinite(mine_T)], *ends) / band_step(band)).astype(np.int64)
+        for place, count in zip(*np.unique(bins, return_counts=True), strict=True):
+            found[int(place)] += int(count)
 
 
 def _add_values(tally: pa.Table, column: pa.ChunkedArray) -> pa.Table:

@@ -22,9 +22,10 @@ def commands(url: str, version: Version, survey: Survey) -> Mapping[str, str]:
 
 def _rebuilding(place: str, rebuilt: str, version: Version) -> str:
     if version.record.get("command") != "index":
-        return f"python -m ingest --rebuild {place} --out {rebuilt}"
+        return f"python -m ingest --rebuild {place} --version {version.version} --out {rebuilt}"
     sources = " ".join(map(shlex.quote, version.record["sources"]))
-    return f"python -m shards index {sources} --out {rebuilt} && python -m shards diff {place} {rebuilt}"
+    compare = f"python -m shards diff {place} {rebuilt} --version_a {version.version}"
+    return f"python -m shards index {sources} --out {rebuilt} && {compare}"
 
 
 def _reading(url: str, version: Version, survey: Survey) -> Sequence[str]:

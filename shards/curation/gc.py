@@ -4,8 +4,10 @@ A version names its tables and shards; the marker of a finished group (groups/<n
 names that group's. Only names of the dataset's own form are ever touched (`is_ours`): a user's folder that happens to
 be called shards or plans is safe.
 
-Lists the dataset once; reads the shards table of every version and the markers that stay. Memory: the names of all
-tables and shards that they name, of these markers, and of the files to remove.
+On S3 uploads that a killed writer neither completed nor ended are found, too: no listing shows them, but they cost.
+
+Lists the dataset and such uploads once; reads the shards table of every version and the markers that stay. Memory: the
+names of all tables and shards that they name, of these markers, and of the files to remove.
 """
 
 import json
@@ -16,7 +18,7 @@ from functools import partial
 from shards import storage
 from shards.errors import UserError
 from shards.schema import TABLES
-from shards.storage import FileInfo
+from shards.storage import FileInfo, Upload
 from shards.tables import iter_table, list_versions, read_version
 
 FOLDERS = ("shards", "tables", "plans", "probes", "inventories", "index", "groups")
@@ -75,6 +77,34 @@ def find_orphans(url: str, *, min_age_h: float, now_s: float) -> list[FileInfo]:
             markers.append(info.path)
     named = {*_named_by_versions(url), *_named_by_markers(url, markers)}
     return [info for info in sorted(found, key=lambda info: info.path) if info.path not in named]
+
+
+def find_uploads(url: str, *, min_age_h: float, now_s: float) -> list[Upload]:
+    """Return the unfinished uploads of files of our own form, sorted by path; none where the store hides them.
+
+    Args:
+        url: the dataset.
+        min_age_h: hours since they began; younger ones are left alone, and those of which the store tells no time.
+        now_s: the time, POSIX seconds.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    oldest = now_s - min_age_h * _HOUR_S
+    found = [upload for upload in storage.list_uploads(url) if is_ours(upload.path)]
+    old = [each for each in found if min_age_h <= 0 or (each.begun_s is not None and each.begun_s <= oldest)]
+    return sorted(old, key=lambda upload: (upload.path, upload.upload_id))
+
+
+def remove_uploads(url: str, uploads: list[Upload]) -> Iterator[Upload]:
+    """End uploads one by one, yielding each once its parts are gone.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    for upload in uploads:
+        storage.end_upload(url, upload)
+        yield upload
 
 
 def remove_orphans(url: str, orphans: list[FileInfo]) -> Iterator[FileInfo]:

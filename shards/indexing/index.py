@@ -47,6 +47,8 @@ class Indexed:
     """Tars that an earlier run had read."""
     num_passed_over: int
     """Members of the tars that belong to no sample."""
+    passed_over: str
+    """The first of them, with its tar, as a text for people; or empty."""
 
 
 def index(
@@ -88,8 +90,19 @@ def index(
     commit_version(out, version)
     scans = [scan for each in series for scan in each.scans]
     store.remove(scans)
-    passed_over = sum(scan.num_passed_over for scan in scans)
-    return Indexed(version=version, num_resumed=num_resumed, num_passed_over=passed_over)
+    return Indexed(
+        version=version,
+        num_resumed=num_resumed,
+        num_passed_over=sum(scan.num_passed_over for scan in scans),
+        passed_over=next(_first_passed_over(series), ""),
+    )
+
+
+def _first_passed_over(series: Sequence[Series]) -> Iterator[str]:
+    for each in series:
+        for source, scan in zip(each.sources, each.scans, strict=True):
+            if scan.passed_over:
+                yield f"{scan.passed_over!r} in {source.url}"
 
 
 def _require_usable(out: str, bands: Sequence[str] | None, num_workers: int) -> None:

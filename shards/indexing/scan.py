@@ -44,6 +44,8 @@ class Scan:
     """Bytes."""
     num_passed_over: int
     """Folders, and members without key or with a name that begins with "." or "__"."""
+    passed_over: str
+    """Name of the first of them, or empty."""
     faults: Faults
     """With any of them the rest is not to be used."""
 
@@ -66,7 +68,14 @@ def scan_tar(pieces: Iterable[bytes], label: str = "") -> Scan:
     if not samples.num_rows and not faults.count:
         faults.add("no sample in it (no member whose name has a key, a dot and an extension)")
     sha256, size = entries.stream.finish()
-    return Scan(samples=samples, sha256=sha256, size=size, num_passed_over=scanner.num_passed_over, faults=faults)
+    return Scan(
+        samples=samples,
+        sha256=sha256,
+        size=size,
+        num_passed_over=scanner.num_passed_over,
+        passed_over=scanner.passed_over,
+        faults=faults,
+    )
 
 
 class _Scanner:
@@ -76,6 +85,7 @@ class _Scanner:
         self._sample: ScannedSample | None = None
         self._passed = ""
         self.num_passed_over = 0
+        self.passed_over = ""
         self.rows = RowWriter()
 
     def run(self) -> None:
@@ -105,6 +115,7 @@ class _Scanner:
             self._faults.add(text)
         self._passed = entry.name
         self.num_passed_over += 1
+        self.passed_over = self.passed_over or entry.name
         self._skip(entry)
 
     def _skip(self, entry: Entry) -> None:

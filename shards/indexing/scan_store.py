@@ -41,6 +41,8 @@ class KeptScan:
     """Of the tar, hex."""
     num_samples: int
     num_passed_over: int
+    passed_over: str = ""
+    """Name of the first of these members; empty also where an earlier version of this code kept the scan."""
 
 
 class ScanStore:
@@ -90,6 +92,7 @@ class ScanStore:
             sha256=scan.sha256,
             num_samples=scan.samples.num_rows,
             num_passed_over=scan.num_passed_over,
+            passed_over=scan.passed_over,
         )
         marker = {key: value for key, value in asdict(kept).items() if key != "table"}
         storage.write_bytes(self._url(name, "json"), canonical_json(marker))

@@ -18,7 +18,7 @@ from shards.storage.reading import (
     traffic,
 )
 from shards.storage.retry import StorageError, retries
-from shards.storage.spool import local_copy, remove_unfinished, spooled
+from shards.storage.spool import Upload, end_upload, list_uploads, local_copy, remove_unfinished, spooled
 from shards.storage.urls import child, filesystem, is_local, join, local_path, user_errors
 from shards.storage.writing import (
     create_bytes,
@@ -30,15 +30,17 @@ from shards.storage.writing import (
     require_writable,
     write_bytes,
 )
-from shards.storage.zips import fetch_member, list_zip
+from shards.storage.zips import fetch_member, list_zip, stat_member
 
 __all__ = [
     "FileInfo",
     "SourceChangedError",
     "StorageError",
+    "Upload",
     "child",
     "create_bytes",
     "creates_only",
+    "end_upload",
     "exists",
     "fetch",
     "fetch_member",
@@ -48,6 +50,7 @@ __all__ = [
     "iter_files",
     "join",
     "list_files",
+    "list_uploads",
     "list_zip",
     "local_copy",
     "local_path",
@@ -63,6 +66,7 @@ __all__ = [
     "retries",
     "spooled",
     "stat",
+    "stat_member",
     "traffic",
     "user_errors",
     "write_bytes",

@@ -33,9 +33,9 @@ JOINED_BYTES = 16 * 2**20
 """Ranges are not joined beyond this, so that large ones are read in parallel."""
 READS_AT_ONCE = 8
 
-traffic: Counter[str] = Counter(gets=0, bytes=0, bytes_used=0)
-"""What this process has read from stores: requests, bytes that came (of every attempt), bytes of samples out of a
-cache; only ever grows."""
+traffic: Counter[str] = Counter(gets=0, heads=0, bytes=0, bytes_used=0)
+"""What this process has read from stores: requests, looks at whether a shard is still the same, bytes that came (of
+every attempt), bytes of samples out of a cache; only ever grows."""
 _counting = threading.Lock()
 
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ disk (TMPDIR) for as long as it is on its way.
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from shards.storage.listing import stat
 from shards.storage.reading import fetch
 from shards.storage.retry import retrying
 from shards.storage.scratch import remove_left_scratch, scratch_folder
-from shards.storage.urls import filesystem, is_local, is_s3, local_path
+from shards.storage.urls import child, filesystem, is_local, is_s3, local_path
 from shards.storage.writing import temporary_beside
 
 _KIND = "spool"
@@ -74,26 +74,73 @@ def remove_unfinished(folder: str) -> None:
     Raises:
         StorageError: the store kept failing.
     """
-    fs, path = filesystem(folder)
     if is_local(folder):
+        _, path = filesystem(folder)
         for left in Path(path).glob(".*.tmp"):
             left.unlink(missing_ok=True)
-    elif is_s3(fs):
-        with contextlib.suppress(PermissionError, NotImplementedError):
-            _abort_uploads(fs, folder, path)
+    else:
+        with contextlib.suppress(PermissionError):
+            for upload in list_uploads(folder):
+                end_upload(folder, upload)
 
 
-def _abort_uploads(fs: Any, url: str, path: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """Parts of a file on its way into a store; who began it may be dead."""
+
+    path: str
+    """Of the file to be, relative to the folder."""
+    begun_s: float | None
+    """POSIX seconds; None: the store does not tell."""
+    upload_id: str
+
+
+def list_uploads(folder: str) -> list[Upload]:
+    """Return the uploads below a folder that were begun and neither completed nor ended, in the store's order.
+
+    None where uploads are no matter of the store, and where it does not let us see them.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    fs, path = filesystem(folder)
+    if not is_s3(fs):
+        return []
+    with contextlib.suppress(PermissionError, NotImplementedError):
+        return list(_iter_uploads(fs, folder, path))
+    return []
+
+
+def _iter_uploads(fs: Any, url: str, path: str) -> Iterator[Upload]:
     bucket, _, key = path.partition("/")
-    prefix = key.rstrip("/") + "/"
-    # One page, 1000 uploads: a writer leaves one behind.
-    page = retrying(url, lambda: fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix))
-    for upload in page.get("Uploads") or []:
-        if upload["Key"].startswith(prefix):
-            retrying(url, partial(_abort, fs, bucket, upload))
+    prefix = key.rstrip("/") + "/" if key else ""
+    query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        page = retrying(url, lambda: fs.call_s3("list_multipart_uploads", **query))
+        for found in page.get("Uploads") or []:
+            if found["Key"].startswith(prefix):
+                begun = found.get("Initiated")
+                yield Upload(
+                    path=found["Key"].removeprefix(prefix),
+                    begun_s=begun.timestamp() if begun else None,
+                    upload_id=found["UploadId"],
+                )
+        # SeaweedFS says that there are more, but not where: the next call shows them, once these are ended.
+        if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+            return
+        query.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page.get("NextUploadIdMarker", ""))
 
 
-def _abort(fs: Any, bucket: str, upload: dict[str, Any]) -> None:
-    # Not there any more: the reply to an earlier try was lost.
+def end_upload(folder: str, upload: Upload) -> None:
+    """Have the store throw away the parts of an upload; one that is gone is no error.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    fs, path = filesystem(child(folder, upload.path))
+    bucket, _, key = path.partition("/")
+    # Not there any more: the reply to an earlier try was lost, or its writer completed it.
     with contextlib.suppress(FileNotFoundError):
-        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        retrying(
+            folder, lambda: fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id)
+        )

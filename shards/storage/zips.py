@@ -3,9 +3,9 @@
 The directory is read with zipfile, the members by ourselves: so one GET brings a small member, faults are
 retried range by range (`shards.storage.retry`), and memory stays bounded whatever a member pretends to be.
 
-Cost: to list, zipfile's directory (under 1 KB per member, while it is read) and two or three GETs; to fetch, a
-HEAD, a GET per 4 MiB, and for the first member of an archive its listing. 37 bytes per member are kept of
-the archives used last (`KEPT_MEMBERS` in all), so that not every fetch reads the directory again.
+Cost: to list, zipfile's directory (under 1 KB per member, while it is read) and two or three GETs; to look a member up,
+a HEAD; to fetch it, a HEAD and a GET per 4 MiB; both, for the first member of an archive, its listing. 37 bytes per
+member are kept of the archives used last (`KEPT_MEMBERS` in all), so that not every fetch reads the directory again.
 """
 
 import contextlib
@@ -64,6 +64,8 @@ class _Member:
 
 _kept: OrderedDict[tuple[str, str], _Directory] = OrderedDict()
 _keeping = threading.Lock()
+# Held while a directory is read: threads that ask for members of one archive at once must not all read it.
+_reading = threading.Lock()
 
 
 def list_zip(url: str) -> Iterator[FileInfo]:
@@ -90,6 +92,23 @@ def list_zip(url: str) -> Iterator[FileInfo]:
         for info in members
         if not info.is_dir() and "/." not in f"/{info.filename}"
     )
+
+
+def stat_member(url: str, member: str) -> FileInfo:
+    """Return size and ETag of one member of an archive, as `list_zip` lists it.
+
+    Raises:
+        FileNotFoundError: the archive or the member is not there.
+        ValueError: no zip file, or a broken one (see `list_zip`).
+        SourceChangedError: the archive was replaced meanwhile.
+        StorageError: the store kept failing.
+    """
+    archive = stat(url)
+    found = _find(_directory(url, archive), member)
+    if found is None:
+        raise FileNotFoundError(f"{url} has no member {member!r}")
+    etag = _member_etag(found.crc, found.size, archive)
+    return FileInfo(path=member, size=found.size, etag=etag, modified_s=archive.modified_s)
 
 
 def _member_etag(crc: int, size: int, archive: FileInfo) -> str:
@@ -209,17 +228,24 @@ class _RangeFile(io.RawIOBase):
 
 def _directory(url: str, archive: FileInfo) -> _Directory:
     key = (url, archive.etag)
+    if (known := _known(key)) is not None:
+        return known
+    with _reading:
+        if (known := _known(key)) is not None:
+            return known
+        directory = _compact(_read_directory(url, archive))
+        with _keeping:
+            _kept[key] = directory
+            while len(_kept) > 1 and sum(len(each.keys) for each in _kept.values()) > KEPT_MEMBERS:
+                _kept.popitem(last=False)
+    return directory
+
+
+def _known(key: tuple[str, str]) -> _Directory | None:
     with _keeping:
         if key in _kept:
             _kept.move_to_end(key)
-            return _kept[key]
-    directory = _compact(_read_directory(url, archive))
-    with _keeping:
-        _kept[key] = directory
-        _kept.move_to_end(key)
-        while len(_kept) > 1 and sum(len(each.keys) for each in _kept.values()) > KEPT_MEMBERS:
-            _kept.popitem(last=False)
-    return directory
+        return _kept.get(key)
 
 
 def _compact(members: list[zipfile.ZipInfo]) -> _Directory:

@@ -9,10 +9,10 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.dataset import Dataset
+    from shards.streaming.ledger import Ledger
     from shards.streaming.serve import Report
     from shards.streaming.state import StreamState
     from shards.streaming.stream import Stream
@@ -41,19 +42,33 @@ _WEIGHTS = (
 )
 _VERSION = "version of each dataset, as 2,1; by default the newest"
 _CACHE = "folder for blocks of data in a bucket, on a local disk; by default TMPDIR. Local data need none"
+_LEDGER = (
+    "append a JSON line per replaced sample to this local file; with --from_state first drop those that will come again"
+)
 _CACHE_GB = "most that the cache of a rank may hold, 10⁹ bytes; by default what the plan needs"
+_LANES = "parts of the data that a step draws from alike; by default the largest divisor of the batch up to 256"
 _WORKERS = "processes that read for a rank, each 2 steps ahead; 0: the command itself"
 # Equal to shards.streaming.order's WINDOW and BLOCK_BYTES: its import would load numpy for a line of help.
 _WINDOW, _BLOCK_MB = 4, 2.0
+_DEFAULTS: dict[str, Any] = {
+    "weights": None,
+    "version": None,
+    "world": 1,
+    "node_ranks": None,
+    "workers": 0,
+    "cache": None,
+    "cache_gb": None,
+    "lanes": None,
+    "block_mb": _BLOCK_MB,
+    "window": _WINDOW,
+}
+"""Of the options that `plan` and `stream` have in common and that can be left out."""
 _BROKEN_PIPE = 141  # as if killed by SIGPIPE: 128 + 13
 
 
 def add_plan_options(parser: cli.Parser) -> None:
     """Add the options of `plan`."""
     _add_common_options(parser, {"type": int, "default": 0})
-    parser.add_argument(
-        "--node_ranks", type=int | None, default=None, help="ranks that share a disk for their caches; all by default"
-    )
 
 
 def add_stream_options(parser: cli.Parser) -> None:
@@ -68,7 +83,7 @@ def add_stream_options(parser: cli.Parser) -> None:
         default="stop",
         help="what to do at a damaged sample: stop, or take another one of the same block instead",
     )
-    parser.add_argument("--ledger", type=str | None, default=None, help="append a JSON line per replaced sample to it")
+    parser.add_argument("--ledger", type=str | None, default=None, help=_LEDGER)
     parser.add_argument(
         "--digest",
         action="store_true",
@@ -89,62 +104,70 @@ def _add_common_options(parser: cli.Parser, seed: dict[str, Any]) -> None:
     parser.add_argument("urls", metavar="url", type=str, nargs="+", help="the datasets: folders or bucket URLs")
     parser.add_argument("--global_batch", type=int, required=True, help="samples of a step, all ranks together")
     parser.add_argument("--seed", **seed, help="the order follows from it and the data alone")
-    parser.add_argument("--weights", type=str | None, default=None, help=_WEIGHTS)
-    parser.add_argument("--version", type=str | None, default=None, help=_VERSION)
-    parser.add_argument("--world", type=int, default=1, help="number of ranks; must divide the global batch")
-    parser.add_argument("--workers", type=int, default=0, help=_WORKERS)
-    parser.add_argument("--cache", type=str | None, default=None, help=_CACHE)
-    parser.add_argument("--cache_gb", type=float | None, default=None, help=_CACHE_GB)
-    parser.add_argument(
-        "--lanes",
-        type=int | None,
-        default=None,
-        help="parts of the data that a step draws from alike; by default the largest divisor of the batch up to 256",
-    )
-    parser.add_argument("--block_mb", type=float, default=_BLOCK_MB, help="size of a block, 2²⁰ bytes: read at once")
-    parser.add_argument("--window", type=int, default=_WINDOW, help="blocks of a lane that are shuffled together")
+    for name, kind, text in [
+        ("weights", str | None, _WEIGHTS),
+        ("version", str | None, _VERSION),
+        ("world", int, "number of ranks; must divide the global batch"),
+        ("node_ranks", int | None, "ranks that share a disk for their caches; all by default"),
+        ("workers", int, _WORKERS),
+        ("cache", str | None, _CACHE),
+        ("cache_gb", float | None, _CACHE_GB),
+        ("lanes", int | None, _LANES),
+        ("block_mb", float, "size of a block, 2²⁰ bytes: read at once"),
+        ("window", int, "blocks of a lane that are shuffled together"),
+    ]:
+        parser.add_argument(f"--{name}", type=kind, default=_DEFAULTS[name], help=text)
 
 
 def run_plan(options: cli.Namespace) -> int:
     """Print the plan; see `add_plan_options`."""
     _require_at_least(options, global_batch=1, world=1, workers=0, node_ranks=1)
     from shards.streaming.plan import make_plan
-    from shards.streaming.room import STEPS_PER_WORKER, is_remote, require_fits
+    from shards.streaming.room import is_remote, require_fits
 
     datasets = _open(options)
     stream = _open_stream(options, _begin(options, datasets), datasets)
-    plan = make_plan(stream, node_ranks=options.node_ranks, queued_steps=STEPS_PER_WORKER * options.workers)
+    plan = make_plan(stream, node_ranks=options.node_ranks, num_workers=options.workers)
     print(*plan.lines(), sep="\n")
     if any(map(is_remote, datasets)):
         require_fits(plan.need, folder=_folder(options), limit_bytes=_limit(options), node_ranks=plan.node_ranks)
-    urls = " ".join(options.urls)
-    print(f"next: python -m shards stream {urls} --global_batch {options.global_batch} --seed {options.seed} --steps 3")
+    print(f"next: {_following(options)}")
     return 0
+
+
+def _following(options: cli.Namespace) -> str:
+    """Return the command that reads the stream that was planned."""
+    given = {"global_batch": options.global_batch, "seed": options.seed}
+    given |= {name: options[name] for name, default in _DEFAULTS.items() if options[name] != default}
+    words = [*options.urls, *itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in given.items())]
+    return f"python -m shards stream {shlex.join(words)} --steps 3"
 
 
 def run_stream(options: cli.Namespace) -> int:
     """Print the steps of a stream; see `add_stream_options`."""
-    _require_at_least(options, global_batch=1, world=1, workers=0, rank=0, from_step=0, steps=1)
+    _require_at_least(options, global_batch=1, world=1, node_ranks=1, workers=0, rank=0, from_step=0, steps=1)
     if options.rank >= options.world:
         raise UserError(f"--rank is {options.rank}: of --world {options.world} the last is {options.world - 1}")
     from shards.dataset import CorruptSampleError
-    from shards.storage import StorageError
+    from shards.streaming.ledger import Ledger
     from shards.streaming.serve import WorkerLostError
 
     datasets = _open(options)
     state = _read_state(options) if options.from_state is not None else _begin(options, datasets)
     with _stream_with_cache(options, state, datasets) as stream:
+        going_on = stream.start if options.from_state is not None else None
+        ledger = None if options.ledger is None else Ledger(options.ledger, going_on)
         try:
-            return _print_steps(options, stream)
+            return _print_steps(options, stream, ledger)
         except CorruptSampleError as error:
             remedy = " (--on_bad replace goes on without it)" if options.on_bad == "stop" else ""
             print(f"shards: error: {error}{remedy}", file=sys.stderr)
-        except (StorageError, WorkerLostError) as error:
+        except WorkerLostError as error:
             print(f"shards: error: {error}", file=sys.stderr)
     return 1
 
 
-def _print_steps(options: cli.Namespace, stream: Stream) -> int:
+def _print_steps(options: cli.Namespace, stream: Stream, ledger: Ledger | None) -> int:
     from shards.streaming.serve import in_turn, report_step
 
     steps = itertools.count(options.from_step)
@@ -157,7 +180,7 @@ def _print_steps(options: cli.Namespace, stream: Stream) -> int:
             columns = [str(before + report.step), " ".join(map(_plain, report.keys)), *filter(None, [report.digest])]
             if not _put("\t".join(columns)):
                 return _BROKEN_PIPE
-            _keep(options, stream, report)
+            _keep(options, stream, report, ledger)
     return 0
 
 
@@ -177,14 +200,13 @@ def _put(line: str) -> bool:
     return True
 
 
-def _keep(options: cli.Namespace, stream: Stream, report: Report) -> None:
+def _keep(options: cli.Namespace, stream: Stream, report: Report, ledger: Ledger | None) -> None:
     """Write down what a step leaves behind, and let go of what was read for it."""
     from shards.storage import user_errors, write_bytes
     from shards.streaming.state import state_at
 
-    if options.ledger is not None and report.replaced:
-        with user_errors(options.ledger), Path(options.ledger).open("a") as file:
-            file.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in report.replaced)
+    if ledger is not None and report.replaced:
+        ledger.append(report.replaced)
     if options.state is not None:
         state = state_at(stream, report.step + 1).to_json()
         with user_errors(options.state):
@@ -251,15 +273,16 @@ def _open_stream(options: cli.Namespace, state: StreamState, datasets: Sequence[
 @contextlib.contextmanager
 def _stream_with_cache(options: cli.Namespace, state: StreamState, datasets: Sequence[Dataset]) -> Iterator[Stream]:
     from shards.streaming.cache import BlockCache
-    from shards.streaming.footprint import Footprint
+    from shards.streaming.footprint import opening_need
     from shards.streaming.room import STEPS_PER_WORKER, is_remote, require_fits
 
     stream = _open_stream(options, state, datasets)
     if not any(map(is_remote, datasets)):
         yield stream
         return
-    need = Footprint(stream).cache_need(queued_steps=STEPS_PER_WORKER * options.workers)
-    require_fits(need, folder=_folder(options), limit_bytes=_limit(options))
+    node_ranks = min(options.node_ranks or options.world, options.world)
+    need = opening_need(stream, node_ranks=node_ranks, queued_steps=STEPS_PER_WORKER * options.workers)
+    require_fits(need, folder=_folder(options), limit_bytes=_limit(options), node_ranks=node_ranks)
     with BlockCache(datasets, _folder(options), _limit(options) or need.rank_bytes) as cache:
         stream.cache = cache
         yield stream

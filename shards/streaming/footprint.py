@@ -3,11 +3,12 @@
 Between the ends of epochs every rank takes the samples of its own lanes, so what its cache holds follows from the
 windows of these lanes. In the batches where an epoch ends lanes are shared out otherwise: there it is looked at sample
 by sample. Counted are windows (all of a window's pieces are taken to be needed as long as any is), from now to the end
-of each dataset's epoch and as far into the next as is read ahead; later epochs differ little. Of several datasets the
-largest sums are added, though they may not fall together.
+of each dataset's epoch and as far into the next as is read ahead; later epochs differ little. Who opens a stream looks
+at some windows of each lane alone, see `opening_need`. Of several datasets the largest sums are added, though they may
+not fall together.
 
-Cost: 3 µs per block, a few ms per end of an epoch (many, where an epoch is shorter than a step); memory 200 bytes per
-block, nothing per sample.
+Cost: 2 µs per block that is looked at, a few ms per end of an epoch (many, where an epoch is shorter than a step);
+memory 200 bytes per block, nothing per sample. `traffic` in addition: 1 µs per stretch of rows, see `shards.rows`.
 
 Sizes: L lanes, R ranks, G samples of a global batch, U uses.
 """
@@ -22,13 +23,15 @@ from numpy.typing import NDArray
 
 from shards.dataset import Dataset
 from shards.rows import Rows
-from shards.storage.reading import GAP_BYTES
-from shards.streaming.order import Ints, Pieces
+from shards.streaming.order import Ints
+from shards.streaming.requests import PieceTraffic, piece_traffic
 from shards.streaming.room import CacheNeed, is_remote
 from shards.streaming.stream import Stream
 
 LaneRanks = NDArray[np.bool_]
 
+WINDOWS_AHEAD = 16
+"""Of each lane, that `opening_need` looks at."""
 _LOOKED_AT_STEPS = 256
 
 
@@ -37,7 +40,7 @@ class Traffic:
     """What all ranks together read of one epoch of a dataset."""
 
     amplification: float
-    """Bytes read / bytes of the epoch: above 1 where several ranks need the same piece."""
+    """Bytes read / bytes of the epoch: above 1 where several ranks need the same piece, or gaps are read in a store."""
     num_requests: int
     """GETs, if the shards lie in a store."""
 
@@ -55,12 +58,18 @@ class _Uses(NamedTuple):
 class Footprint:
     """Of a stream that goes on from its step 0; what was found out is kept for further questions."""
 
-    def __init__(self, stream: Stream) -> None:
-        """Take the stream of any rank."""
-        self._stream = stream
+    def __init__(self, stream: Stream, windows_ahead: int | None = None) -> None:
+        """Take the stream of any rank.
+
+        Args:
+            stream: of any rank.
+            windows_ahead: of each lane, that `cache_need` looks at; by default all to the end of the epoch.
+        """
+        self._stream, self._windows_ahead = stream, windows_ahead
         self._used = [dataset for dataset, weight in enumerate(stream.mixture.weights) if weight]
+        self._remote = [dataset for dataset in self._used if is_remote(stream.datasets[dataset])]
         self._lane_ranks: dict[int, dict[int, LaneRanks]] = {}
-        self._sized = lru_cache(maxsize=2)(self._make_sized)
+        self._traffic = lru_cache(maxsize=None)(self._make_traffic)
 
     def cache_need(self, *, node_ranks: int | None = None, queued_steps: int = 0) -> CacheNeed:
         """Return what the ranks' caches hold.
@@ -73,7 +82,7 @@ class Footprint:
         node_ranks = min(node_ranks or world, world)
         held_steps = self._stream.ahead_steps + queued_steps
         ranks, nodes = np.zeros(world, np.int64), np.zeros(-(-world // node_ranks), np.int64)
-        for dataset in self._remote():
+        for dataset in self._remote:
             uses = self._uses(dataset, world, held_steps)
             ranks += _peaks(uses, uses.ranks, world, held_steps)
             nodes += _peaks(uses, uses.ranks // node_ranks, len(nodes), held_steps)
@@ -85,13 +94,38 @@ class Footprint:
 
         Upper bounds where ranks share a lane: all of them are taken to need all of its pieces.
         """
-        pieces, sizes, num_reads = self._sized(dataset, self._epoch(dataset))
-        num_ranks = self._shares(world)[dataset].sum(1)[pieces.lanes]
-        others = self._at_ends(dataset, world, 1)
-        mine = others.datasets == dataset
-        read_bytes = (sizes * num_ranks).sum() + others.num_bytes[mine].sum()
-        num_requests = (num_reads * num_ranks).sum() + mine.sum()
+        lanes, sizes, asked = self._traffic(dataset, self._epoch(dataset))
+        num_ranks = self._shares(world)[dataset].sum(1)[lanes]
+        other_bytes, other_requests = self._taken_at_ends(dataset, world)
+        read_bytes = (asked.num_bytes * num_ranks).sum() + other_bytes
+        num_requests = (asked.num_requests * num_ranks).sum() + other_requests
         return Traffic(amplification=float(read_bytes / sizes.sum()), num_requests=int(num_requests))
+
+    def _make_traffic(self, dataset: int, epoch: int) -> tuple[Ints, Ints, PieceTraffic]:
+        """Return lane, bytes and traffic of each piece of an epoch, by its rows."""
+        pieces, data = self._stream.orders[dataset].pieces(epoch), self._stream.datasets[dataset]
+        by_row = np.argsort(pieces.first_rows)
+        first_rows, end_rows = pieces.first_rows[by_row], pieces.end_rows[by_row]
+        sizes = piece_bytes(data, first_rows, end_rows)
+        if dataset not in self._remote:
+            # In place, sample by sample: no gap is read.
+            return pieces.lanes[by_row], sizes, PieceTraffic(sizes, np.zeros_like(sizes))
+        return pieces.lanes[by_row], sizes, piece_traffic(data, first_rows, end_rows)
+
+    def _taken_at_ends(self, dataset: int, world: int) -> tuple[int, int]:
+        """Return bytes and requests of other ranks than the lanes' own where the epoch ends."""
+        touched, data = self._touched_at_ends(dataset, world, 1), self._stream.datasets[dataset]
+        by_rank = np.unique(touched[touched[:, 0] == dataset, :5], axis=0)
+        if dataset not in self._remote:
+            return int(piece_bytes(data, by_rank[:, 2], by_rank[:, 3]).sum()), 0
+        # One by one: those of two epochs may overlap.
+        runs, counts = np.unique(by_rank[:, 2:4], axis=0, return_counts=True)
+        taken = [piece_traffic(data, first_row, end_row) for first_row, end_row in runs[:, :, None]]
+        num_bytes = sum(int(each.num_bytes[0]) * count for each, count in zip(taken, counts.tolist(), strict=True))
+        num_requests = sum(
+            int(each.num_requests[0]) * count for each, count in zip(taken, counts.tolist(), strict=True)
+        )
+        return num_bytes, num_requests
 
     def _shares(self, world: int) -> dict[int, LaneRanks]:
         """Return for each dataset which ranks draw from which lanes between the ends of epochs, [L + 1, R]."""
@@ -104,9 +138,6 @@ class Footprint:
                         mine = drawn.datasets == dataset
                         lane_ranks_LR[drawn.lanes[mine], drawn.ranks[mine]] = True
         return self._lane_ranks[world]
-
-    def _remote(self) -> list[int]:
-        return [dataset for dataset in self._used if is_remote(self._stream.datasets[dataset])]
 
     def _epoch(self, dataset: int) -> int:
         return self._stream.consumed(0)[dataset] // self._stream.orders[dataset].num_samples
@@ -129,15 +160,6 @@ class Footprint:
         steps: list[int] = np.unique(self._steps(dataset, begins)[:, None] + 1 + period).tolist()
         return steps
 
-    def _make_sized(self, dataset: int, epoch: int) -> tuple[Pieces, Ints, Ints]:
-        """Return the pieces of an epoch, the bytes and the requests of each."""
-        pieces, data = self._stream.orders[dataset].pieces(epoch), self._stream.datasets[dataset]
-        by_row = np.argsort(pieces.first_rows)
-        num_reads = np.zeros(len(by_row), np.int64)
-        for rows in _series(data):
-            num_reads[by_row] += rows.num_reads(pieces.first_rows[by_row], GAP_BYTES)
-        return pieces, piece_bytes(data, pieces.first_rows, pieces.end_rows), num_reads
-
     def _steps(self, dataset: int, positions: Ints) -> Ints:
         """Return the steps of samples of a dataset; −1 of those that came before."""
         taken = self._stream.consumed(0)[dataset]
@@ -145,21 +167,35 @@ class Footprint:
         return np.where(positions < taken, -1, (numbers - self._stream.start) // self._stream.global_batch)
 
     def _uses(self, dataset: int, world: int, held_steps: int) -> _Uses:
-        """Return what is needed of a store in this epoch, and in all of the next ones that are read ahead of it."""
-        stream, first = self._stream, self._epoch(dataset)
-        num_samples, weights = stream.orders[dataset].num_samples, stream.mixture.weights
-        drawn = (held_steps + 2) * stream.global_batch * weights[dataset] / sum(weights)
-        num_epochs = 1 + ceil(drawn / num_samples)
-        epochs = [self._of_epoch(dataset, epoch, world) for epoch in range(first, first + num_epochs)]
-        uses = _joined([*epochs, self._at_ends(dataset, world, num_epochs)])
-        end = self._steps(dataset, np.array([(first + num_epochs) * num_samples]))
-        # Not what has ended, nor what comes with the next epoch, of which the rest is not known here.
-        keep = (uses.last_steps >= 0) & (uses.first_steps <= end) & np.isin(uses.datasets, self._remote())
+        """Return what is needed of a store from now to where is looked."""
+        num_samples, first = self._stream.orders[dataset].num_samples, self._epoch(dataset)
+        end_position = self._end_position(dataset, held_steps)
+        epochs = [
+            self._of_epoch(dataset, each, end_position, world) for each in range(first, -(-end_position // num_samples))
+        ]
+        uses = _joined([*epochs, self._at_ends(dataset, world, end_position // num_samples - first)])
+        end = self._steps(dataset, np.array([end_position]))
+        # Not what has ended, nor what comes later, of which the rest is not known here.
+        keep = (uses.last_steps >= 0) & (uses.first_steps <= end) & np.isin(uses.datasets, self._remote)
         return _Uses(*(column[keep] for column in uses))
 
-    def _of_epoch(self, dataset: int, epoch: int, world: int) -> _Uses:
-        """Return the uses by the ranks whose lanes they are."""
-        pieces, sizes, _ = self._sized(dataset, epoch)
+    def _end_position(self, dataset: int, held_steps: int) -> int:
+        """Return the position up to which is looked: the epoch's end, or less, and what is read ahead of it."""
+        stream, order = self._stream, self._stream.orders[dataset]
+        weights, taken = stream.mixture.weights, stream.consumed(0)[dataset]
+        ahead = ceil((held_steps + 2) * stream.global_batch * weights[dataset] / sum(weights)) + 1
+        end = (self._epoch(dataset) + 1) * order.num_samples
+        if self._windows_ahead is not None:
+            rows = self._windows_ahead * order.settings.window * -(-order.num_samples // order.num_blocks)
+            end = min(end, taken + rows * order.settings.lanes)
+        return end + ahead
+
+    def _of_epoch(self, dataset: int, epoch: int, end_position: int, world: int) -> _Uses:
+        """Return the uses, up to a position, by the ranks whose lanes they are."""
+        order, begin = self._stream.orders[dataset], epoch * self._stream.orders[dataset].num_samples
+        first_place = max(0, self._stream.consumed(0)[dataset] - begin)
+        pieces = order.pieces(epoch, first_place, min(end_position - begin, order.num_samples))
+        sizes = piece_bytes(self._stream.datasets[dataset], pieces.first_rows, pieces.end_rows)
         windows = np.flatnonzero(np.diff(pieces.first_positions, prepend=-1))
         use, ranks = np.nonzero(self._shares(world)[dataset][pieces.lanes[windows]])
         first_steps = self._steps(dataset, pieces.first_positions[windows])[use]
@@ -168,16 +204,20 @@ class Footprint:
 
     def _at_ends(self, dataset: int, world: int, num_epochs: int) -> _Uses:
         """Return the uses, of any dataset, by other ranks in the steps where epochs of this dataset end."""
+        return self._of_pieces(self._touched_at_ends(dataset, world, num_epochs))
+
+    def _touched_at_ends(self, dataset: int, world: int, num_epochs: int) -> Ints:
+        """Return what other ranks than the lanes' own touch in these steps, as `_touched`."""
         order = self._stream.orders[dataset]
         num_samples, lanes = order.num_samples, order.settings.lanes
         last_places = np.arange(min(num_samples // lanes * lanes, num_samples - 1), num_samples + 1)
         ends = (self._epoch(dataset) + np.arange(num_epochs))[:, None] * num_samples + last_places
-        steps = np.unique(self._steps(dataset, ends))
-        parts = []
+        steps = np.unique(self._steps(dataset, ends.ravel()))
+        parts = [np.empty((0, 6), np.int64)]
         for step in steps[steps >= 0].tolist():
             drawn = _Drawn(self._stream, step, world)
             parts += [self._touched(drawn, each, ~ranks_LR) for each, ranks_LR in self._shares(world).items()]
-        return self._of_pieces(parts)
+        return np.concatenate(parts)
 
     def _touched(self, drawn: "_Drawn", dataset: int, wanted_LR: LaneRanks) -> Ints:
         """Return dataset, rank, first and end row, end position, step of the samples in these lanes for these ranks."""
@@ -188,11 +228,10 @@ class Footprint:
         rows = (constants[0], drawn.ranks[mine], found.first_rows, found.end_rows, found.end_positions, constants[1])
         return np.stack(rows, 1)
 
-    def _of_pieces(self, touched: list[Ints]) -> _Uses:
+    def _of_pieces(self, touched: Ints) -> _Uses:
         """Return the uses of single pieces: from the step on that touched them first."""
-        keys = np.concatenate([np.empty((0, 6), np.int64), *touched])
-        _, index = np.unique(keys[:, :5], axis=0, return_index=True)
-        datasets, ranks, first_rows, end_rows, end_positions, steps = keys[index].T
+        _, index = np.unique(touched[:, :5], axis=0, return_index=True)
+        datasets, ranks, first_rows, end_rows, end_positions, steps = touched[index].T
         uses = _Uses(datasets, ranks, steps, np.empty_like(steps), np.empty_like(steps))
         for dataset in np.unique(datasets).tolist():
             mine = datasets == dataset
@@ -203,8 +242,22 @@ class Footprint:
     def _first_bytes(self, world: int) -> int:
         """Return the most that any rank fetches for its first step."""
         drawn, shares = _Drawn(self._stream, 0, world), self._shares(world)
-        fetched = self._of_pieces([self._touched(drawn, each, shares[each] | True) for each in self._remote()])
+        touched = [self._touched(drawn, each, shares[each] | True) for each in self._remote]
+        fetched = self._of_pieces(np.concatenate([np.empty((0, 6), np.int64), *touched]))
         return int(np.bincount(fetched.ranks, fetched.num_bytes, 1).max())
+
+
+def opening_need(stream: Stream, *, node_ranks: int, queued_steps: int) -> CacheNeed:
+    """Return what a stream that is being opened needs, by the next windows alone: some 10 ms, however long an epoch is.
+
+    Lanes change windows in turn, so that a later peak is hardly higher; where it is, less is read ahead for a while.
+
+    Args:
+        stream: of any rank.
+        node_ranks: see `Footprint.cache_need`.
+        queued_steps: see `Footprint.cache_need`.
+    """
+    return Footprint(stream, WINDOWS_AHEAD).cache_need(node_ranks=node_ranks, queued_steps=queued_steps)
 
 
 class _Drawn:

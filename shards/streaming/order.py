@@ -166,26 +166,35 @@ class Order:
         """Return the block of each row, [I]."""
         return np.searchsorted(self._block_rows_B, rows, "right") - 1
 
-    def pieces(self, epoch: int) -> Pieces:
-        """Return all pieces of an epoch: what `locate` tells of single positions. Cost: 1 µs per block."""
-        made, length = self._epoch(epoch), self.num_samples // self.settings.lanes
-        starts = _union(made.block_starts[:-1], made.window_starts[:-1])
-        block = np.searchsorted(made.block_starts, starts, "right") - 1
-        window = np.searchsorted(made.window_starts, starts, "right") - 1
-        first_rows = starts + made.block_rows[block] - made.block_starts[block]
-        begins = made.window_starts[window]
-        lane = (
-            np.minimum(begins // length, self.settings.lanes) if length else np.full_like(begins, self.settings.lanes)
-        )
+    def pieces(self, epoch: int, first_place: int = 0, end_place: int | None = None) -> Pieces:
+        """Return the pieces of an epoch: what `locate` tells of single positions.
+
+        Cost: 1 µs per piece that is returned, and 50 ns per window of the epoch.
+
+        Args:
+            epoch: from 0.
+            first_place: of the epoch's N, from 0: pieces that are not needed any more at this one are left out.
+            end_place: pieces that are not needed before this one are left out; by default all are returned.
+        """
+        made, lanes, length = self._epoch(epoch), self.settings.lanes, self.num_samples // self.settings.lanes
+        begins = made.window_starts[:-1]
+        lane = np.minimum(begins // length, lanes) if length else np.full_like(begins, lanes)
         turn_L = np.append(np.argsort(self._lane_of_L), 0)
-        places = np.where(
-            lane < self.settings.lanes, begins % max(length, 1) * self.settings.lanes + turn_L[lane], begins
-        )
+        places = np.where(lane < lanes, begins % max(length, 1) * lanes + turn_L[lane], begins)
+        needed = places < (self.num_samples if end_place is None else end_place)
+        windows = np.flatnonzero(needed & (made.window_ends > first_place))
+        first_block = np.searchsorted(made.block_starts, begins[windows], "right") - 1
+        end_block = np.searchsorted(made.block_starts, made.window_starts[windows + 1])
+        counts = end_block - first_block
+        window, before = np.repeat(windows, counts), np.cumsum(counts) - counts
+        block = np.arange(len(window)) + np.repeat(first_block - before, counts)
+        starts = np.maximum(made.block_starts[block], begins[window])
+        first_rows = starts + made.block_rows[block] - made.block_starts[block]
         return Pieces(
             first_rows=first_rows,
-            end_rows=first_rows + np.diff(starts, append=self.num_samples),
-            lanes=lane,
-            first_positions=epoch * self.num_samples + places,
+            end_rows=first_rows + np.minimum(made.block_starts[block + 1], made.window_starts[window + 1]) - starts,
+            lanes=lane[window],
+            first_positions=epoch * self.num_samples + places[window],
             end_positions=epoch * self.num_samples + made.window_ends[window],
         )
 

@@ -14,7 +14,7 @@ from shards.dataset import Dataset
 from shards.keyed import generator
 from shards.streaming.footprint import Footprint
 from shards.streaming.order import Ints
-from shards.streaming.room import CacheNeed, bytes_text, is_remote, mean_bytes
+from shards.streaming.room import STEPS_PER_WORKER, CacheNeed, bytes_text, is_remote, mean_bytes
 from shards.streaming.stream import Stream
 
 WORLDS = (1, 2, 4, 8, 16)
@@ -38,6 +38,8 @@ class DatasetPlan:
     """Infinite for weight 0."""
     num_requests: int
     """GETs of an epoch, all ranks together; 0 for local shards."""
+    num_checks: int
+    """HEADs of a run, at most: each process that reads a shard in a store looks once whether it has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,19 @@ class Plan:
         return [*_dataset_lines(self), "", *_stream_lines(self)]
 
 
-def make_plan(stream: Stream, *, node_ranks: int | None = None, queued_steps: int = 0) -> Plan:
-    """Work out what a stream comes to; for the arguments see `Footprint.cache_need`."""
-    footprint = Footprint(stream)
+def make_plan(stream: Stream, *, node_ranks: int | None = None, num_workers: int = 0) -> Plan:
+    """Work out what a stream comes to.
+
+    Args:
+        stream: of any rank.
+        node_ranks: ranks that share a disk; all by default.
+        num_workers: processes that read for a rank, or 0: the rank itself reads.
+    """
+    footprint, queued_steps = Footprint(stream), STEPS_PER_WORKER * num_workers
     worlds = [world for world in sorted({*WORLDS, stream.world}) if stream.global_batch % world == 0]
     return Plan(
         stream=stream,
-        datasets=[_dataset_plan(stream, footprint, number) for number in range(len(stream.datasets))],
+        datasets=[_dataset_plan(stream, footprint, number, num_workers) for number in range(len(stream.datasets))],
         node_ranks=min(node_ranks or stream.world, stream.world),
         need=footprint.cache_need(node_ranks=node_ranks, queued_steps=queued_steps),
         amplification={world: _amplification(stream, footprint, world) for world in worlds},
@@ -81,11 +89,11 @@ def make_plan(stream: Stream, *, node_ranks: int | None = None, queued_steps: in
     )
 
 
-def _dataset_plan(stream: Stream, footprint: Footprint, number: int) -> DatasetPlan:
+def _dataset_plan(stream: Stream, footprint: Footprint, number: int, num_workers: int) -> DatasetPlan:
     dataset, order, weights = stream.datasets[number], stream.orders[number], stream.mixture.weights
     epoch = stream.consumed(0)[number] // order.num_samples
     drawn = stream.global_batch * weights[number] / sum(weights)
-    remote = weights[number] and is_remote(dataset)
+    num_remote = sum(not shard.local for shard in dataset.shards) if weights[number] else 0
     return DatasetPlan(
         name=f"{dataset.url} version {dataset.version.version}",
         weight=weights[number],
@@ -95,7 +103,8 @@ def _dataset_plan(stream: Stream, footprint: Footprint, number: int) -> DatasetP
         num_blocks=order.num_blocks,
         num_windows=int(np.count_nonzero(np.diff(order.pieces(epoch).first_positions, prepend=-1))),
         steps_per_epoch=order.num_samples / drawn if drawn else float("inf"),
-        num_requests=footprint.traffic(number, stream.world).num_requests if remote else 0,
+        num_requests=footprint.traffic(number, stream.world).num_requests if num_remote else 0,
+        num_checks=num_remote * stream.world * max(num_workers, 1),
     )
 
 
@@ -120,6 +129,8 @@ def measure_mixing(stream: Stream) -> Mixing:
     _, datasets_SG, positions_SG = stream.cut(steps, 0, 1)
     here, uniform, units = np.zeros(len(steps)), np.zeros(len(steps)), set()
     for number, order in enumerate(stream.orders):
+        if not stream.mixture.weights[number]:
+            continue
         rows = [
             order.locate(positions[datasets == number]).rows
             for datasets, positions in zip(datasets_SG, positions_SG, strict=True)
@@ -186,6 +197,7 @@ def _dataset_lines(plan: Plan) -> list[str]:
     ]
     if any(each.num_requests for each in plan.datasets):
         rows.append(("requests (GET) per epoch", [f"{each.num_requests:,}" for each in plan.datasets]))
+        rows.append(("checks (HEAD) at most, once", [f"{each.num_checks:,}" for each in plan.datasets]))
     widths = [max(map(len, column)) for column in zip(*(values for _, values in rows), strict=True)]
     return [_line(title, "  ".join(map(str.ljust, values, widths))) for title, values in rows]
 

@@ -123,10 +123,7 @@ def begin(
         raise UserError(f"global batch {global_batch} is below 1")
     if seed.bit_length() > _MAX_SEED_BITS:
         raise UserError(f"seed {seed} is too large: {_MAX_SEED_BITS} bits are the limit")
-    digests = Counter(dataset.digest for dataset in datasets)
-    if twice := [dataset.url for dataset in datasets if digests[dataset.digest] > 1]:
-        # They would have one order, so that a step held every sample of it twice.
-        raise UserError(f"{', '.join(twice)} have the same content: give one of them, with a higher weight")
+    _require_distinct(datasets)
     lanes = default_lanes(global_batch) if lanes is None else lanes
     try:
         settings = OrderSettings(seed=seed, lanes=lanes, block_bytes=block_bytes, window=window)
@@ -141,11 +138,18 @@ def begin(
     )
 
 
+def _require_distinct(datasets: Sequence[Dataset]) -> None:
+    digests = Counter(dataset.digest for dataset in datasets)
+    if twice := [dataset.url for dataset in datasets if digests[dataset.digest] > 1]:
+        # They would have one order, so that a step held every sample of it twice.
+        raise UserError(f"{', '.join(twice)} have the same content: give one of them, with a higher weight")
+
+
 def check(state: StreamState, datasets: Sequence[Dataset]) -> None:
     """Make sure that a stream goes on with the data that it began with; further datasets may follow at the end.
 
     Raises:
-        UserError: a dataset is missing, is another one, or lies in other shards than before; names it.
+        UserError: a dataset is missing, is another one, lies in other shards than before, or is given twice; names it.
     """
     told = f"the stream began with {len(state.datasets)} datasets"
     if len(datasets) < len(state.datasets):
@@ -166,6 +170,7 @@ def check(state: StreamState, datasets: Sequence[Dataset]) -> None:
                 f"{name} has the samples that the stream began with, but in other shards (rebuilt with another shard "
                 "size?), which makes another order: give it as it was, or begin a new stream"
             )
+    _require_distinct(datasets)
 
 
 def open_stream(

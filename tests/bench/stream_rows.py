@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +22,9 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from shards.dataset import Sample, open_dataset
+from shards.dataset import Dataset, Sample, open_dataset
 from shards.schema import SAMPLES, SHARDS
+from shards.streaming.footprint import opening_need
 from shards.streaming.order import OrderSettings, default_lanes
 from shards.streaming.stream import Stream
 from shards.tar import BLOCK, header
@@ -113,9 +116,11 @@ def _measure(folder: str, workers: int) -> dict[str, float]:
     dataset, figures["open s"] = _timed(lambda: open_dataset(folder))
     stream = Stream([dataset], settings, global_batch=_GLOBAL_BATCH)
     steps, first_s = _timed(lambda: Stream([dataset], settings, global_batch=_GLOBAL_BATCH))
+    with _in_a_store(dataset):
+        _, figures["cache need s"] = _timed(lambda: opening_need(steps, node_ranks=1, queued_steps=2 * workers))
     batches = _batches(steps, workers)
     _, read_s = _timed(lambda: next(batches))
-    figures["open + first step s"] = figures["open s"] + first_s + read_s
+    figures["open + first step s"] = figures["open s"] + first_s + figures["cache need s"] + read_s
     for _ in range(10):
         next(batches)
     figures["rank MB"] = _resident_mb()
@@ -130,6 +135,14 @@ def _measure(folder: str, workers: int) -> dict[str, float]:
         figures[f"after epoch {epoch + 1} MB"] = _resident_mb()
     figures["peak MB"] = _field(Path("/proc/self/status"), "VmHWM") * 1024 / 1e6
     return figures
+
+
+@contextmanager
+def _in_a_store(dataset: Dataset) -> Iterator[None]:
+    """Have a dataset say for a while that its shards lie in a store: what a cache would need is looked at then."""
+    local, dataset.shards = dataset.shards, [replace(shard, local=False) for shard in dataset.shards]
+    yield
+    dataset.shards = local
 
 
 def _batches(stream: Stream, workers: int) -> Iterator[object]:

@@ -1,9 +1,13 @@
 """Datasets open, read back, and are readable by everybody else's tools."""
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,9 +199,48 @@ def test_gnu_tar_and_tarfile_list_our_shards(dataset_url):
             assert listed.stdout.split() == archive.getnames()
 
 
+def test_threads_together_look_once_at_a_shard(dataset_url, monkeypatch):
+    dataset, looks = open_dataset(dataset_url), []
+    dataset.shards = [replace(shard, local=False) for shard in dataset.shards]
+    stat = storage.stat
+
+    def slow(url):
+        looks.append(url)
+        time.sleep(0.05)
+        return stat(url)
+
+    monkeypatch.setattr(storage, "stat", slow)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(dataset.require_unchanged, [0, 1] * 3))
+    assert sorted(looks) == sorted(shard.url for shard in dataset.shards[:2])
+
+
 def test_reads_from_a_bucket(dataset_url, object_store):
     url = storage.join(object_store, "copied")
     for info in storage.list_files(dataset_url):
         storage.put_file(Path(dataset_url, info.path), storage.join(url, info.path))
     dataset = open_dataset(url)
     assert {dataset.read(index).key for index in range(24)} == {f"sample-{number:06d}" for number in range(24)}
+
+
+def test_a_shard_that_may_not_be_read_is_the_users_to_mend(dataset_url, monkeypatch):
+    def refuse(url):
+        raise PermissionError(errno.EACCES, "Permission denied", url)
+
+    monkeypatch.setattr("shards.dataset._open", refuse)
+    with pytest.raises(UserError, match=r"no permission for .*\.tar: check its mode"):
+        open_dataset(dataset_url).read(0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_named(dataset_url, monkeypatch, number):
+    dataset = open_dataset(dataset_url)
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pread", fail)
+    told = rf"sample 3 cannot be read from .*\.tar: {os.strerror(number)}; check the disk or its mount"
+    with pytest.raises(storage.StorageError, match=told) as caught:
+        dataset.read(3)
+    assert caught.value.kind == "disk"

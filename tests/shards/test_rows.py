@@ -64,25 +64,26 @@ def test_bytes_of_runs_of_rows_are_added(flat, data):
     assert found.tolist() == [sum(sizes[first:end]) for first, end in zip(first_rows, end_rows, strict=True)]
 
 
-def test_reads_begin_anew_behind_gaps_and_in_other_shards():
-    # (shard, offset, size): one behind the other, behind a gap of 1, of 2, overlapping, backwards, another shard
-    places = [(0, 0, 2), (0, 2, 1), (0, 4, 1), (0, 7, 3), (0, 8, 1), (0, 5, 1), (1, 6, 1)]
-    rows = read_rows([make_table([(*place, 0) for place in places])], len(places), NAMES)
-    for first_rows, far, near in [
-        ([0], [4], [5]),
-        ([0, 1, 4], [1, 2, 3], [1, 3, 3]),
-        (list(range(7)), [1] * 7, [1] * 7),
-    ]:
-        assert rows.num_reads(np.array(first_rows), 2 * BLOCK).tolist() == far
-        assert rows.num_reads(np.array(first_rows), BLOCK).tolist() == near
+step = st.tuples(st.sampled_from([0] * 30 + [1]), st.sampled_from([0] * 20 + [7]), st.integers(1, 3))
 
 
-def test_reads_are_counted_chunk_by_chunk(monkeypatch):
-    places = [(0, 3 * number, 1, 0) for number in range(20)]
-    rows = read_rows([make_table(places)], 20, NAMES)
-    for chunk in (2**20, 7, 1):
-        monkeypatch.setattr("shards.rows._CHUNK", chunk)
-        assert rows.num_reads(np.array([0, 5, 6, 13]), BLOCK).tolist() == [5, 1, 7, 7]
+@given(st.lists(step, min_size=1, max_size=150), st.data())
+def test_stretches_are_the_rows_one_behind_the_other(steps, data):
+    ends, flat = [0, 0], []
+    for shard, gap, size in steps:
+        flat.append((shard, ends[shard] + gap, size, 0))
+        ends[shard] += gap + size
+    rows = read_rows([make_table(flat)], len(flat), NAMES)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(flat)), min_size=2, max_size=9)))
+    first_rows, shards, offsets, sizes = (column.tolist() for column in rows.stretches(np.array(cuts)))
+    assert first_rows == sorted({*first_rows, *cuts[:-1]})
+    ends = [*first_rows[1:], cuts[-1]]
+    for first, end, shard, offset, size in zip(first_rows, ends, shards, offsets, sizes, strict=True):
+        for number in range(first, end):
+            place = rows.place(number)
+            assert (place.shard, place.offset) == (shard, offset)
+            offset, size = offset + place.size, size - place.size
+        assert size == 0
 
 
 def test_codes_of_a_dictionary_are_understood():

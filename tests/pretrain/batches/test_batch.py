@@ -1,5 +1,6 @@
 import pickle
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pretrain.batches import batch as batch_module
 from pretrain.batches.batch import BatchMaker, make_batch, patchify, visit_of
 from pretrain.batches.colour import Colour
+from pretrain.batches.loader import Delivery
 from pretrain.batches.sources import make_colour, open_sources
 from pretrain.batches.views import PLAIN
 from pretrain.config import LoaderConfig, MixConfig
@@ -138,6 +140,27 @@ def test_without_local_views_there_are_none_in_the_parts(tiny):
     batch = make(replace(tiny, views=replace(tiny.views, num_local=0)))
     assert batch.local_views is None
     assert [part.local_views for part in batch.split(2)] == [None, None]
+
+
+def test_what_is_sent_to_a_device_is_pinned(variant, monkeypatch):
+    # Without an accelerator torch cannot pin: a copy stands for it.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    for config in (variant(), variant(views__num_local=0)):
+        batch = make(config)
+        delivery = Delivery(batch=batch, replaced=[], counts=Counter(gets=3))
+        pinned = delivery.pin_memory()
+        assert pinned.counts == delivery.counts
+        for views, copied in [
+            (batch.global_views, pinned.batch.global_views),
+            (batch.local_views, pinned.batch.local_views),
+        ]:
+            if views is None:
+                assert copied is None
+                continue
+            for name, value in vars(views).items():
+                if isinstance(value, torch.Tensor) and value.numel():
+                    assert getattr(copied, name).data_ptr() != value.data_ptr(), name
+        assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(pinned.batch), strict=True))
 
 
 def test_unequal_parts_are_refused(tiny):

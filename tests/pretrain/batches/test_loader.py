@@ -20,6 +20,8 @@ from pretrain.batches.batch import BatchMaker
 from pretrain.batches.loader import COUNTS, WorkerKilledError, deliver
 from pretrain.batches.sources import open_sources
 from pretrain.config import MixConfig
+from pretrain.runs.metrics import read_rows
+from pretrain.training.loop import train
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
 from shards.streaming.cache import BlockCache
@@ -99,6 +101,24 @@ def test_a_bucket_gives_the_same_batches(variant, by_number, object_store, tmp_p
     for world, workers in ((1, 0), (2, 2)):
         assert digests(config, by_number, world=world, workers=workers, cache=tmp_path) == local
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_kind_of_retry_reaches_a_row_of_metrics(tiny, faulty_store, tmp_path):
+    import s3fs
+
+    s3fs.S3FileSystem().put(tiny.data, f"{faulty_store.url}/data", recursive=True)
+    loader = replace(tiny.loader, cache=str(tmp_path / "cache"))
+    config = replace(tiny, data=f"{faulty_store.url}/data", max_steps=3, loader=loader)
+    shards = r"/shards/.*\.tar"
+    faulty_store.proxy.add("answer", method="GET", path=shards, status=503, nth=(1,))
+    faulty_store.proxy.add("flip", method="GET", path=shards, nth=(2,), num_bytes=100)
+    train(config)
+    # Three steps of 10 are all samples of an epoch.
+    row = sum(map(Counter, read_rows(config.run)), Counter())
+    assert (row["retries_throttled"], row["retries_checksum"], row["retries"]) == (1, 1, 2)
+    # Each of three shards once, by the one process that reads.
+    assert row["heads"] == faulty_store.proxy.count("HEAD", shards) == 3
+    assert row["bad_samples"] == 0
 
 
 def test_the_seed_decides(variant, by_number):

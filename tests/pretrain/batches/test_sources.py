@@ -1,14 +1,17 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.batches.sources import choose_bands, make_colour, open_sources, pool
+from pretrain.batches.sources import begin_stream, choose_bands, continued_stream, make_colour, open_sources, pool
 from pretrain.config import ColourConfig, MixConfig
 from shards.dataset import open_dataset
 from shards.errors import UserError
+from shards.streaming.footprint import opening_need
+from shards.streaming.state import open_stream
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2**32 - 1)), min_size=1, max_size=4))
@@ -68,6 +71,25 @@ def test_bands_may_stand_in_another_order(tiny, tmp_path, write_dataset):
     other = write_dataset(str(tmp_path / "other"), bands=("blue", "green", "red"))
     sources = open_sources(replace(tiny, mix=(MixConfig(data=other),)))
     assert sources.places == ((0, 1, 2), (2, 1, 0))
+
+
+def test_the_caches_of_a_machine_must_fit_together(tiny, tmp_path, monkeypatch):
+    sources = open_sources(tiny)
+    for dataset in sources.datasets:
+        dataset.shards = [replace(shard, local=False) for shard in dataset.shards]
+    config = replace(tiny, loader=replace(tiny.loader, batch=12, cache=str(tmp_path / "cache")))
+    state = begin_stream(config, sources)
+    stream = open_stream(state, sources.datasets, global_batch=12, world=4)
+    need = opening_need(stream, node_ranks=3, queued_steps=0)
+    assert need.rank_bytes < need.node_bytes
+    usage = SimpleNamespace(free=need.node_bytes - 1)
+    monkeypatch.setattr("shards.streaming.room.shutil", SimpleNamespace(disk_usage=lambda _: usage))
+    with continued_stream(config, sources, state, rank=1, world=4) as alone:
+        assert alone.cache is not None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    told = r"the caches of 3 ranks need .* are free: free some, .* --loader\.cache"
+    with pytest.raises(UserError, match=told), continued_stream(config, sources, state, rank=1, world=4):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.pages.figures import SECTIONS, read_columns, scaled, told
+from pretrain.pages.figures import MEANINGS, SECTIONS, read_columns, scaled, told
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_columns_hold_finite_numbers_only():
     assert [columns[name].is_constant for name in ("loss", "late")] == [False, True]
 
 
-def test_each_figure_stands_in_one_chart():
+def test_each_figure_stands_in_one_chart_and_has_a_meaning():
     names = [name for charts in SECTIONS.values() for chart in charts for name in chart.names]
     assert len(names) == len(set(names))
+    assert set(names) <= MEANINGS.keys()

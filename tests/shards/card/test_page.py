@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from shards import storage
-from shards.card.page import write_card
+from shards.__main__ import main
+from shards.card.page import renew_card, write_card
 from shards.commit import encode_table, write_table
 from shards.errors import UserError
 from shards.schema import REJECTS, SAMPLES, SCENES, Band, TableFile, sha256_hex
@@ -73,12 +74,14 @@ def test_says_what_it_is(tmp_path, write_dataset):
         "cloudy 5 tiles t.tif 0",
         "Ground sampling distance, metres 60 tiles",
         "Share of cloudy pixels 60 tiles",
+        "red, mean of a tile 60 tiles",
+        "blue, mean of a tile 60 tiles",
         "forest 40 66.7 %",
         "train 20 33.3 %",
         "gdal 3.10.3",
         "label = 'forest'",
         f"python -m shards verify '{url}' --version 1",
-        f"python -m ingest --rebuild '{url}' --out '{url}-rebuilt'",
+        f"python -m ingest --rebuild '{url}' --version 1 --out '{url}-rebuilt'",
         f"make pretrain DATA='{url}' RUN=run",
     ]:
         assert told in text, told
@@ -121,6 +124,36 @@ def test_the_same_version_gives_the_same_bytes(tmp_path, write_dataset):
     assert storage.read_bytes(first) == storage.read_bytes(write_card(url, version, str(tmp_path / "other.html")))
 
 
+def test_a_card_of_another_version_is_renewed(tmp_path, write_dataset):
+    url = str(tmp_path / "data")
+    version = rich_dataset(url, write_dataset)
+    page = Path(url, "card.html")
+    renew_card(url, version)
+    renew_card(url, replace(version, digest="f" * 64))
+    assert f"<code>{'f' * 64}</code>" in page.read_text()
+    renew_card(url, replace(version, version=7))
+    assert "Version 7" in page.read_text()
+    page.write_text(page.read_text() + "<!-- mine -->")
+    renew_card(url, replace(version, version=7))
+    assert page.read_text().endswith("<!-- mine -->")
+    page.write_text("a card of long ago")
+    renew_card(url, version)
+    assert "Version 1" in page.read_text()
+
+
+def test_what_is_derived_in_place_renews_the_card_that_stands(tmp_path, write_dataset, capsys):
+    url = write_dataset(str(tmp_path / "data"))
+    main(["select", url, "--where", "key > 'sample-000004'"])
+    assert not Path(url, "card.html").exists()
+    renew_card(url, read_version(url))
+    main(["select", url, "--where", "key > 'sample-000008'"])
+    assert "Version 3" in Path(url, "card.html").read_text()
+    # The same again is the version that is there, the newest is another one.
+    main(["select", url, "--where", "key > 'sample-000004'", "--version", "1"])
+    assert "version 2" in capsys.readouterr().out.splitlines()[-1]
+    assert "Version 3" in Path(url, "card.html").read_text()
+
+
 def test_columns_without_a_value_and_empty_parts_are_left_out(tmp_path, write_dataset):
     url = write_dataset(str(tmp_path / "data"))
     version = read_version(url)
@@ -149,6 +182,7 @@ def test_a_dataset_of_older_columns_has_a_card(tmp_path, write_dataset):
     assert "Plan feed" in text
     assert "Share of pixels with data" in text
     assert "Contrast" not in text
+    assert "mean of a tile" not in text
 
 
 def test_the_lines_for_webdataset_read_all_and_only_the_versions_tiles(tmp_path, write_dataset):

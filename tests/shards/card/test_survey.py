@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.card import survey
-from shards.card.survey import CELLS_PER_DEGREE, Places, RejectGroup, take_survey
+from shards.card.survey import CELLS_PER_DEGREE, Places, RejectGroup, band_step, take_survey
 from shards.commit import write_table
-from shards.schema import REJECTS, SAMPLES
+from shards.schema import REJECTS, SAMPLES, Band
 from shards.tables import read_version
 
 POINTS = st.lists(st.tuples(st.floats(-180, 180), st.floats(-90, 90)), max_size=60)
@@ -55,6 +55,34 @@ def test_what_is_nowhere_on_earth_is_counted_apart():
     places.add(np.array([np.nan, 10.0, np.inf, 190.0]), np.array([1.0, 91.0, 0.0, 0.0]))
     assert (places.num_unplaced, places.num_placed) == (3, 1)
     assert places.cells()[0].tolist() == [-170.0]
+
+
+@given(std=st.floats(1e-6, 1e6))
+def test_bins_of_a_band_are_fine_and_have_round_edges(std):
+    step = band_step(Band(name="a", mean=0.0, std=std))
+    assert std / 10 * (1 - 1e-9) <= step <= std / 4 * (1 + 1e-9)
+    assert f"{step:.3e}"[:5] in ("1.000", "2.000", "5.000")
+
+
+def test_means_of_tiles_are_counted_in_their_bins(tmp_path, write_dataset):
+    url = write_dataset(str(tmp_path / "data"), num_samples=4, num_shards=1)
+    bands = (Band(name="a", mean=100.0, std=8.5), Band(name="b", mean=5.0, std=0.0))
+    rows = [
+        {"num_valid": 10, "band_sums": [1000.0, 50.0]},  # the bands' own means
+        {"num_valid": 2, "band_sums": [2 * 99.0, 2 * 5.5]},
+        {"num_valid": 1, "band_sums": [1e6, -1e6]},  # beyond the ends
+        {"num_valid": 0, "band_sums": [0.0, 0.0]},
+        {"num_valid": 5, "band_sums": None},
+        {"num_valid": 5, "band_sums": [1.0]},
+        {"num_valid": None, "band_sums": [1.0, 1.0]},
+        {"num_valid": 1, "band_sums": [float("nan"), 5.0]},
+    ]
+    files = [write_table(url, "samples", [pa.Table.from_pylist(part, SAMPLES)])[0] for part in (rows[:3], rows[3:])]
+    version = read_version(url)
+    found = take_survey(url, replace(version, bands=bands, tables={**version.tables, "samples": files}))
+    # Steps of 2 and 1; the ends lie 3 deviations from the mean.
+    assert found.band_means == ({50: 1, 49: 1, 62: 1}, {5: 4})
+    assert take_survey(url, replace(version, bands=())).band_means == ()
 
 
 def test_files_add_up(tmp_path, write_dataset):

@@ -24,8 +24,16 @@ def dataset(tmp_path, write_dataset):
 def test_names_are_quoted(dataset, url):
     found = commands(url, *dataset)
     assert shlex.split(found["Check every byte"]) == ["python", "-m", "shards", "verify", url, "--version", "1"]
-    assert shlex.split(found["Build it again and compare"])[4:] == [url, "--out", f"{url}-rebuilt"]
+    assert shlex.split(found["Build it again and compare"])[4:] == [url, "--version", "1", "--out", f"{url}-rebuilt"]
     assert shlex.split(found["Train on it"])[2].replace("$$", "$") == f"DATA={url}"
+
+
+def test_what_is_built_again_is_this_version(dataset):
+    version, survey = dataset
+    third = replace(version, version=3)
+    assert " --rebuild d --version 3 " in commands("d", third, survey)["Build it again and compare"]
+    indexed = replace(third, record={"command": "index", "sources": ["a.tar"]})
+    assert commands("d", indexed, survey)["Build it again and compare"].endswith("diff d d-rebuilt --version_a 3")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from shards import storage
 from shards.__main__ import main
 from shards.curation.dedup import MAX_DISTANCE
-from shards.curation.gc import find_orphans, is_ours, remove_orphans
+from shards.curation.gc import find_orphans, find_uploads, is_ours, remove_orphans
 from shards.curation.select import select
 from shards.errors import UserError
 from shards.verify import verify
@@ -194,6 +194,35 @@ def test_in_a_bucket(object_store, write_dataset, tmp_path):
     assert find_orphans(url, min_age_h=1, now_s=time.time()) == []
     orphans = find_orphans(url, min_age_h=1, now_s=time.time() + 7200)
     assert [info.path for info in remove_orphans(url, orphans)] == [MARKER]
+    assert list(verify(url)) == []
+
+
+def begin_upload(url):
+    fs, path = storage.filesystem(url)
+    bucket, _, key = path.partition("/")
+    upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+    fs.call_s3("upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(5 * 2**20))
+
+
+def test_uploads_of_killed_workers_are_ended_once_they_are_old(object_store, write_dataset, tmp_path, capsys):
+    local = write_dataset(str(tmp_path / "other"))
+    url = f"{object_store}/gc/uploads"
+    for path in Path(local).rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.child(url, path.relative_to(local).as_posix()), path.read_bytes())
+    shard, table = f"shards/{HEX64}.tar", f"tables/samples-{HEX32}.parquet"
+    for name in (table, shard, "mine/notes.tar"):
+        begin_upload(storage.child(url, name))
+    assert find_uploads(url, min_age_h=1, now_s=time.time()) == []
+    old = find_uploads(url, min_age_h=1, now_s=time.time() + 7200)
+    assert [upload.path for upload in old] == [shard, table]
+    assert main(["gc", url, "--min_age_h", "0", "--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"upload\t{shard}", f"upload\t{table}", "0 files, 0 bytes, 2 unfinished uploads would be removed",
+    ]  # fmt: skip
+    assert main(["gc", url, "--min_age_h", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 files, 0 bytes, 2 unfinished uploads removed"
+    assert [upload.path for upload in storage.list_uploads(url)] == ["mine/notes.tar"]
     assert list(verify(url)) == []
 
 

@@ -19,7 +19,7 @@ from shards.indexing import scan_store
 from shards.indexing.index import index
 from shards.tables import read_table, read_version
 from shards.verify import verify
-from tests.shards.foreign_tars import image, npy, sample, write_series, write_tar
+from tests.shards.foreign_tars import files_of, image, npy, sample, tar_bytes, write_series, write_tar
 from tests.shards.indexed import check_dataset, rows_of
 
 
@@ -27,7 +27,7 @@ def test_plain_tars(tars, out):
     made = index(list(map(str, tars)), out)
     version = read_version(out)
     assert made.version == version
-    assert (made.num_resumed, made.num_passed_over) == (0, 0)
+    assert (made.num_resumed, made.num_passed_over, made.passed_over) == (0, 0, "")
     assert (version.num_samples, version.num_shards, version.num_scenes) == (15, 3, 0)
     assert version.num_bytes == sum(path.stat().st_size for path in tars)
     check_dataset(out, {f"d/{number:06d}": sample(number) for number in range(15)})
@@ -225,6 +225,17 @@ def test_command_line(tars, out, run_stage):
     assert "Traceback" not in result.stderr
     result = run_stage("shards", "index", "--out", out)
     assert result.returncode == 2
+
+
+def test_the_first_member_that_is_passed_over_is_named(tmp_path, capsys):
+    tars = [tmp_path / f"{number}.tar" for number in range(2)]
+    for number, (path, others) in enumerate(zip(tars, ([], [("README", b"x"), ("LICENSE", b"x")]), strict=True)):
+        path.write_bytes(tar_bytes([*others, *files_of({f"k{number}": sample(number)})]))
+    for count, told in [(2, f"2 members passed over, the first is 'README' in {tars[1]}"), (1, "")]:
+        assert main(["index", *map(str, tars[:count]), "--out", str(tmp_path / f"out-{count}")]) == 0
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert ("passed over" in printed) == bool(told)
 
 
 def test_every_command_takes_an_indexed_dataset(tars, tmp_path, out, capsys):

@@ -1,6 +1,7 @@
 """Large files by way of a disk: whole or not at all, nothing left behind, and what killed writers left goes."""
 
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -96,9 +97,40 @@ def test_uploads_of_killed_writers_are_ended_in_this_folder_alone(object_store, 
     assert storage.read_bytes(url) == DATA
 
 
+def test_uploads_are_listed_with_their_age_and_ended(object_store, tmp_path):
+    root = storage.join(object_store, "spool", tmp_path.name)
+    begun = {name: begin_upload(storage.join(root, name)) for name in ("a", "b/c")}
+    found = storage.list_uploads(root)
+    assert {upload.path: upload.upload_id for upload in found} == begun
+    assert all(time.time() - 600 < upload.begun_s < time.time() + 5 for upload in found)
+    for upload in found:
+        storage.end_upload(root, upload)
+        storage.end_upload(root, upload)  # as after a reply that was lost
+    assert storage.list_uploads(root) == []
+    assert storage.list_uploads(str(tmp_path)) == []
+
+
+def test_uploads_are_listed_page_by_page(object_store, monkeypatch):
+    # As AWS documents it; our store shows one page.
+    uploads = [{"Key": f"run/{number}", "UploadId": f"id{number}"} for number in range(5)]
+    asked = []
+
+    def pages(_, method, *, Bucket, Prefix, KeyMarker="", UploadIdMarker=""):
+        asked.append((method, Bucket, Prefix, KeyMarker, UploadIdMarker))
+        rest = [upload for upload in uploads if upload["Key"] > KeyMarker]
+        page = {"Uploads": rest[:2], "IsTruncated": len(rest) > 2}
+        return page | {"NextKeyMarker": rest[1]["Key"], "NextUploadIdMarker": rest[1]["UploadId"]} if rest[2:] else page
+
+    monkeypatch.setattr(type(storage.filesystem(object_store)[0]), "call_s3", pages)
+    assert [upload.path for upload in storage.list_uploads(f"{object_store}/run")] == ["0", "1", "2", "3", "4"]
+    assert [name for *_, name in asked] == ["", "id1", "id3"]
+    assert asked[1] == ("list_multipart_uploads", "bucket", "run/", "run/1", "id1")
+
+
 def test_a_store_that_does_not_list_uploads_is_left_alone(faulty_store):
     url = put(faulty_store.url, "kept.bin", DATA)
     refused = faulty_store.proxy.add("answer", method="GET", path="uploads", status=403)
     storage.remove_unfinished(faulty_store.url)
-    assert refused.num_hit == 1
+    assert storage.list_uploads(faulty_store.url) == []
+    assert refused.num_hit == 2
     assert storage.read_bytes(url) == DATA

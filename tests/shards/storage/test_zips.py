@@ -5,6 +5,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from shards import storage
 from shards.storage import zips
 from shards.storage.reading import SourceChangedError
-from shards.storage.zips import fetch_member, list_zip
+from shards.storage.zips import fetch_member, list_zip, stat_member
 
 NOISE = np.random.default_rng(0).bytes(200_000)
 FILES = {
@@ -84,6 +85,25 @@ def test_members_of_many_archives_need_few_requests(faulty_store, tmp_path):
     before = faulty_store.proxy.count("GET", r"\.zip")
     fetch_member(urls[0], "b/2.tif", tmp_path / "member")
     assert faulty_store.proxy.count("GET", r"\.zip") == before + 1
+
+
+def test_a_member_is_looked_up_as_it_is_listed(root, monkeypatch):
+    url = write(root, archive())
+    listed = list(list_zip(url))
+    read, original = [], zips._read_directory
+
+    def counted(*about):
+        read.append(about)
+        return original(*about)
+
+    monkeypatch.setattr(zips, "_read_directory", counted)
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda info: stat_member(url, info.path), listed)) == listed
+    assert len(read) == 1
+    with pytest.raises(FileNotFoundError, match="no member 'b'"):
+        stat_member(url, "b")
+    with pytest.raises(FileNotFoundError):
+        stat_member(f"{url}x", "a.tif")
 
 
 def test_kept_directories_are_bounded(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,13 +12,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from shards import cli
 from shards.__main__ import main
 from shards.dataset import open_dataset
 from shards.errors import UserError
 from shards.streaming import commands as stream_cli
+from shards.streaming.footprint import opening_need
 from shards.streaming.order import BLOCK_BYTES, WINDOW
 from shards.streaming.room import STEPS_PER_WORKER
 from shards.streaming.serve import report_step
@@ -105,6 +110,29 @@ def test_help_says_the_defaults_that_hold():
     assert f"each {STEPS_PER_WORKER} steps ahead" in stream_cli._WORKERS
 
 
+def test_what_a_plan_says_to_run_next_is_the_stream_that_it_planned(url, tmp_path, write_dataset, run):
+    other = write_dataset(str(tmp_path / "b c"), num_samples=30, seed=1)
+    chosen = ("--global_batch", "12", "--seed", "5", "--weights", "3,1", "--version", "1,1", "--lanes", "6")
+    more = ("--block_mb", "0.01", "--window", "3", "--world", "2", "--node_ranks", "1", "--workers", "1")
+    cache = ("--cache", tmp_path / "c d", "--cache_gb", "0.5")
+    lines = run("plan", url, other, *chosen, *more, *cache).out.splitlines()
+    program, _, given = lines[-1].partition(" stream ")
+    assert program == "next: python -m shards"
+    words = shlex.split(given)
+    assert set(map(str, (url, other, *chosen, *more, *cache))) <= set(words)
+    datasets = [open_dataset(each) for each in (url, other)]
+    form = {"lanes": 6, "block_bytes": round(0.01 * 2**20), "window": 3, "weights": (3, 1)}
+    planned = open_stream(begin(datasets, seed=5, global_batch=12, **form), datasets, global_batch=12, world=2)
+    expected = [report_step(planned, False, step).keys for step in range(3)]
+    printed = [line.split("\t")[1].split(" ") for line in run("stream", *words).out.splitlines()]
+    assert printed == expected
+
+
+def test_a_plan_without_options_says_none(url, run):
+    told = run("plan", url, "--global_batch", "16").out.splitlines()[-1]
+    assert told == f"next: python -m shards stream {url} --global_batch 16 --seed 0 --steps 3"
+
+
 def test_plan_prints_a_table_and_what_to_run_next(url, run_stage):
     lines = run_stage("shards", "plan", url, "--global_batch", "16", check=True).stdout.splitlines()
     assert lines[0].split() == [url, "version", "1"]
@@ -172,6 +200,37 @@ def test_killed_and_resumed_it_is_one_stream(url, tmp_path, key_at):
         begun, consumed = ["--from_state", str(path)] if path.exists() else begun, now
 
 
+def test_all_ranks_together_go_on_in_order_with_another_world(url, tmp_path, stream, key_at):
+    """Kill -9 all ranks at random moments, go on with more or fewer: their lists one after another are the stream."""
+    rng, begun, consumed = random.Random(1), ["--seed", "3"], 0
+    for world, workers in [(2, 1), (4, 0), (1, 0)]:
+        paths = [tmp_path / f"{world}-{rank}.json" for rank in range(world)]
+        ranks = [
+            started(
+                *("stream", url, "--global_batch", 16, "--world", world, "--rank", rank, "--workers", workers),
+                *("--state", path, *begun),
+            )
+            for rank, path in enumerate(paths)
+        ]
+        lines = [[process.stdout.readline() for _ in range(rng.randrange(2, 6))] for process in ranks]
+        for process in ranks:
+            process.kill()
+        for process, mine in zip(ranks, lines, strict=True):
+            mine += [line for line in process.stdout.readlines() if line.endswith("\n")]
+            process.wait()
+            wait_until_gone(process.pid)
+        # Ranks of a training stand at the same step when it saves: the last that all have done.
+        states = {StreamState.from_json(json.loads(path.read_text())).consumed: path for path in paths}
+        last = min(states)
+        for step in range(consumed // 16, last // 16):
+            told = [mine[step - consumed // 16].rstrip("\n").split("\t") for mine in lines]
+            assert [number for number, _ in told] == [str(step)] * world
+            keys = [key for _, keys in told for key in keys.split(" ")]
+            assert keys == [key_at(slot.number) for slot in stream.slots(step)]
+        assert last > consumed
+        begun, consumed = ["--from_state", str(states[last])], last
+
+
 def test_a_state_of_other_data_is_refused(url, tmp_path, write_dataset, run):
     path = tmp_path / "state.json"
     run("stream", url, "--global_batch", "16", "--seed", "3", "--steps", "2", "--state", path)
@@ -218,6 +277,23 @@ def test_a_bad_sample_stops_or_is_replaced_and_written_down(damaged, tmp_path, r
     (entry, *_) = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert (entry["row"], entry["epoch"], entry["dataset"]) == (11, 0, damaged)
     assert entry["replaced_by"] != 11
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_before_the_first_step(url, run):
+    result = run("stream", url, "--global_batch", "16", "--seed", "3", "--steps", "1", "--ledger", "s3://bucket/ledger")
+    assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
+
+
+def test_a_ledger_goes_on_without_what_comes_again(damaged, tmp_path, run):
+    ledger, state = tmp_path / "ledger.jsonl", tmp_path / "state.json"
+    options = ("--global_batch", "16", "--on_bad", "replace", "--ledger", ledger)
+    run("stream", damaged, *options, "--seed", "3", "--steps", "13", "--state", state)
+    once = ledger.read_text()
+    assert once.count('"row": 11,') == 2  # 208 samples of 103
+    first = run("stream", damaged, *options, "--seed", "3", "--steps", "1", "--state", state)
+    ledger.write_text(once + '{"number": 2')
+    assert first.code == run("stream", damaged, *options, "--from_state", state, "--steps", "12").code == 0
+    assert ledger.read_text() == once
 
 
 def test_a_missing_shard_is_one_line(damaged, run):
@@ -274,6 +350,40 @@ def test_a_bucket_gives_the_same_lines_and_leaves_no_cache(bucket_url, url, run,
     assert there.stdout == here.out
     assert there.stderr == ""
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_store_that_keeps_failing_is_one_line(faulty_store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shards.storage.retry.DEADLINE_S", 0.1)
+    faulty_store.proxy.add("answer", status=503)
+    for arguments in [
+        ("plan", faulty_store.url, "--global_batch", "16"),
+        ("stream", faulty_store.url, "--global_batch", "16", "--seed", "1"),
+        ("index", f"{faulty_store.url}/a.tar", "--out", str(tmp_path / "made")),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["shards", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.exit_with("shards", main)
+        told = capsys.readouterr()
+        assert (stopped.value.code, told.out, len(told.err.splitlines())) == (1, "", 1)
+        assert re.match(r"shards: error: s3://.*: gave up after \d+ s \(throttled\)", told.err)
+
+
+def test_ranks_of_a_node_must_fit_together(bucket_url, run, monkeypatch):
+    arguments = (bucket_url, "--global_batch", "16", "--world", "4", "--lanes", "16")
+    stream = open_stream(
+        begin([open_dataset(bucket_url)], seed=0, global_batch=16, lanes=16),
+        [open_dataset(bucket_url)],
+        global_batch=16,
+        world=4,
+    )
+    need = opening_need(stream, node_ranks=4, queued_steps=0)
+    assert need.rank_bytes < need.node_bytes
+    usage = SimpleNamespace(free=need.node_bytes - 1)
+    monkeypatch.setattr("shards.streaming.room.shutil", SimpleNamespace(disk_usage=lambda _: usage))
+    for result in (run("plan", *arguments), run("stream", *arguments, "--seed", "0", "--steps", "1")):
+        assert (result.code, len(result.err.splitlines())) == (2, 1)
+        assert "the caches of 4 ranks need " in result.err
+    assert run("stream", *arguments, "--seed", "0", "--steps", "1", "--node_ranks", "1").code == 0
 
 
 def test_a_cache_that_is_too_small_is_refused_with_the_numbers(bucket_url, run):

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.streaming.footprint import Footprint
+from shards.streaming import footprint
+from shards.streaming.footprint import Footprint, opening_need
 from shards.streaming.mix import Mixture
 from shards.streaming.order import OrderSettings
+from shards.streaming.requests import piece_traffic
 from shards.streaming.stream import Stream
 from tests.places import BLOCK, places_only
 
@@ -143,12 +145,54 @@ def test_traffic_is_what_an_epoch_takes(world, lanes):
         assert told.amplification < 1.2
 
 
-def test_gaps_cost_requests():
-    dense = make_stream([places_only(np.full(400, 2), "a")], global_batch=16)
-    sparse = make_stream([places_only(np.full(400, 2), "a", gap=128)], global_batch=16)
-    near = make_stream([places_only(np.full(400, 2), "a", gap=127)], global_batch=16)
-    assert Footprint(dense).traffic(0, 1) == Footprint(near).traffic(0, 1)
-    assert Footprint(sparse).traffic(0, 1).num_requests == 400
+def test_gaps_cost_bytes_or_requests():
+    def told(gap, size=2, local=False):
+        data = places_only(np.full(400, size), "a", gap=gap, local=local)
+        return Footprint(make_stream([data], global_batch=16, block_bytes=10 * size * BLOCK)).traffic(0, 1)
+
+    dense, near, far = told(0), told(1), told(3)
+    assert (dense.amplification, far.amplification, far.num_requests) == (1, 1, 400)
+    assert near.num_requests == dense.num_requests
+    assert 1.4 < near.amplification < 1.5
+    # Of local shards no gap is read.
+    assert told(1, local=True).amplification == 1
+    # 64 KiB are the limit, however much lies around them.
+    assert told(128, 200).amplification > 1.5
+    assert told(129, 200).amplification == 1
+
+
+@pytest.mark.parametrize(("world", "lanes"), [(1, 8), (4, 8), (4, 2)])
+def test_traffic_of_a_selection_is_what_its_pieces_take(world, lanes):
+    rng = np.random.default_rng(3)
+    data = places_only(rng.integers(1, 8, 1203), "a", per_shard=300, gap=rng.integers(0, 6, 1203))
+    stream = make_stream([data], global_batch=16, world=world, lanes=lanes, window=4, block_bytes=60 * BLOCK)
+    told = Footprint(stream).traffic(0, world)
+    fetched = [piece for mine in touched(stream, 2 * 1203 // 16, world) for piece in mine if piece.end_position <= 1203]
+    taken = [piece_traffic(data, np.array([piece.first_row]), np.array([piece.end_row])) for piece in fetched]
+    num_bytes = sum(int(each.num_bytes[0]) for each in taken)
+    assert num_bytes > 1.1 * sum(size_of(stream, piece) for piece in fetched)
+    assert told.amplification == pytest.approx(num_bytes / int(data.rows.units_P.sum()) / BLOCK, rel=0.1)
+    assert told.num_requests == pytest.approx(sum(int(each.num_requests[0]) for each in taken), rel=0.1)
+
+
+@pytest.mark.parametrize(("world", "start"), [(1, 0), (2, 7_000), (4, 39_990)])
+def test_the_next_windows_tell_what_a_whole_epoch_needs(world, start):
+    data = places_only(np.random.default_rng(0).integers(1, 8, 40_000), "a")
+    stream = make_stream([data], global_batch=32, world=world, lanes=16, start=start)
+    whole = Footprint(stream).cache_need(node_ranks=2, queued_steps=4)
+    near = opening_need(stream, node_ranks=2, queued_steps=4)
+    assert near.first_bytes == whole.first_bytes
+    for part, all_ in ((near.rank_bytes, whole.rank_bytes), (near.node_bytes, whole.node_bytes)):
+        assert 0.85 * all_ < part <= all_
+
+
+def test_an_opening_looks_at_few_blocks(monkeypatch):
+    data = places_only(np.full(40_000, 3), "a")
+    stream, looked_at = make_stream([data], global_batch=32, lanes=16), []
+    monkeypatch.setattr(footprint, "piece_bytes", lambda _, first_rows, ends: looked_at.append(len(first_rows)) or ends)
+    opening_need(stream, node_ranks=1, queued_steps=0)
+    windows = 16 * (footprint.WINDOWS_AHEAD + 2)
+    assert max(looked_at) <= windows * 3 < stream.orders[0].num_blocks / 5
 
 
 def test_local_data_need_no_cache():

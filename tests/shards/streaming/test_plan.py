@@ -61,6 +61,23 @@ def test_data_in_a_store_need_a_cache_and_requests(url):
     ]
 
 
+def test_every_process_that_reads_looks_once_at_every_shard(url):
+    stream = stream_of(in_a_store(open_dataset(url)), world=2)
+    assert [make_plan(stream, num_workers=count).datasets[0].num_checks for count in (0, 1, 3)] == [6, 6, 18]
+    assert "checks (HEAD) at most, once   18" in make_plan(stream, num_workers=3).lines()
+    assert make_plan(stream_of(open_dataset(url))).datasets[0].num_checks == 0
+
+
+def test_a_paused_dataset_does_not_count_in_the_mixing(url, tmp_path, write_dataset, monkeypatch):
+    datasets = open_dataset(url), open_dataset(write_dataset(str(tmp_path / "b"), num_samples=20, seed=1))
+    scenes = plan._scenes
+    monkeypatch.setattr(
+        plan, "_scenes", lambda data, rows: pa.nulls(len(rows)) if data is datasets[1] else scenes(data, rows)
+    )
+    assert measure_mixing(stream_of(*datasets, weights=(1, 1))).unit == "scenes or blocks"
+    assert measure_mixing(stream_of(*datasets, weights=(1, 0))) == measure_mixing(stream_of(datasets[0]))
+
+
 def test_odd_numbers_of_ranks_are_told_too(url):
     assert list(make_plan(stream_of(open_dataset(url), batch=12, world=3)).amplification) == [1, 2, 3, 4]
 

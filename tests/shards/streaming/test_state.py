@@ -88,6 +88,12 @@ def test_a_dataset_given_twice_is_refused(datasets):
         begin([*datasets, datasets[0]], seed=0, global_batch=4)
 
 
+def test_a_dataset_that_a_stream_has_already_is_refused_later_too(state, datasets):
+    again = places_only([3] * 50, datasets[0].digest)
+    with pytest.raises(UserError, match=r"have the same content: give one of them, with a higher weight"):
+        open_stream(state, [*datasets, again], global_batch=12, weights=(2, 1, 1))
+
+
 def test_new_datasets_need_weights(state, datasets):
     more = [*datasets, places_only([1] * 9, "new")]
     with pytest.raises(UserError, match="1 of 3 datasets are new to the stream: give weights for all"):

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import storage
 from shards.curation.dedup import dedup
 from shards.curation.select import select
 from shards.dataset import CorruptSampleError, open_dataset
@@ -58,12 +60,18 @@ def told_by(slots, datasets):
     return keys, digest.hexdigest()
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 1), (2, 2), (4, 1), (8, 1)])
-def test_ranks_and_workers_change_nothing(dataset, world, workers):
-    whole, num_steps = stream_of([dataset]), 9
+@pytest.mark.parametrize(
+    ("world", "workers", "batch"),
+    [
+        *((1, 0, 16), (1, 2, 16), (2, 1, 16), (2, 2, 16), (2, 3, 16), (4, 1, 16), (4, 2, 16), (8, 1, 16)),
+        *((3, 1, 24), (3, 0, 15)),
+    ],
+)
+def test_ranks_and_workers_change_nothing(dataset, world, workers, batch):
+    whole, num_steps = stream_of([dataset], batch=batch), 9
     for rank in range(world):
-        make = partial(report_step, stream_of([dataset], world=world, rank=rank), True)
-        share = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+        make = partial(report_step, stream_of([dataset], batch=batch, world=world, rank=rank), True)
+        share = slice(rank * batch // world, (rank + 1) * batch // world)
         for report in in_turn(make, range(num_steps), workers):
             assert (report.keys, report.digest) == told_by(whole.slots(report.step)[share], [dataset])
 
@@ -232,6 +240,58 @@ def test_a_bad_sample_is_replaced_by_the_same_neighbour_everywhere(damaged_url, 
         assert "does not match its checksum" in each.fault
         (slot,) = [slot for step in range(5) for slot in alone.slots(step) if slot.number == each.number]
         assert slot.piece.first_row <= each.replaced_by < slot.piece.end_row
+
+
+@pytest.fixture
+def in_a_store(damaged_url):
+    """A dataset whose shards are read as those in a store are: by ranged reads of the storage."""
+    dataset = open_dataset(damaged_url)
+    dataset.shards = [replace(shard, local=False) for shard in dataset.shards]
+    return dataset
+
+
+def flipped(data):
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def test_a_byte_that_is_flipped_once_makes_no_sample_bad(in_a_store, damaged_url, monkeypatch):
+    read, seen = storage.read_range, set()
+
+    def read_range(*place):
+        data = read(*place)
+        return data if place in seen or seen.add(place) else flipped(data)
+
+    monkeypatch.setattr(storage, "read_range", read_range)
+    stream, before = stream_of([in_a_store], on_bad="replace"), storage.retries["checksum"]
+    alone = stream_of([open_dataset(damaged_url)])
+    assert [report_step(stream, True, step) for step in range(5)] == [
+        report_step(alone, True, step) for step in range(5)
+    ]
+    assert storage.retries["checksum"] - before == len(seen) == 40
+
+
+class FlippingCache:
+    """Its copies of some rows are damaged whenever they are read."""
+
+    def __init__(self, dataset, rows):
+        """Take what to read of, and which rows."""
+        self._dataset, self._rows = dataset, rows
+
+    def prefetch(self, pieces):
+        """Fetch nothing."""
+
+    def read(self, piece, row, *, refresh=False):
+        """Return a row's bytes, maybe not as they are."""
+        data = self._dataset.read_places(row, self._dataset.places(row))
+        return list(map(flipped, data)) if row in self._rows else data
+
+
+def test_no_sample_is_bad_whose_own_bytes_are_good(in_a_store, damaged_url):
+    cache = FlippingCache(in_a_store, {7, 8, 30})
+    stream, alone = stream_of([in_a_store], on_bad="replace", cache=cache), stream_of([open_dataset(damaged_url)])
+    assert [report_step(stream, True, step) for step in range(5)] == [
+        report_step(alone, True, step) for step in range(5)
+    ]
 
 
 def test_a_decoder_may_call_a_sample_bad(dataset):
