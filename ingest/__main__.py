@@ -9,10 +9,13 @@ from ingest.config import IngestConfig, RebuildConfig
 from shards import cli
 
 if TYPE_CHECKING:
-    from ingest.run import IncompleteError, Outcome
+    from ingest.outcome import Outcome
+    from ingest.run import IncompleteError
 
 _DESCRIPTION = """Turn a folder or bucket of GeoTIFF, COG, JP2, PNG and JPEG scenes into a dataset of WebDataset shards.
-The same scenes and options give the same bytes, whatever the number of workers.
+The same scenes and options give the same bytes, whatever the number of workers. Exit code 0: every scene is used or
+left out for its content; 1: some were left out for what may pass (a file that cannot be read, too little memory), or
+not all is done: the same command again goes on; 2: wrong use.
 `python -m ingest --rebuild URL [--version N] --out URL` builds a dataset again from its own record and compares.
 `python -m ingest sample --out FOLDER` makes sample scenes and labelled chips to try everything with."""
 _REBUILD = """Build a dataset again from its own record, and compare: exit 0 if the digests are equal, 1 with a list of
@@ -28,13 +31,19 @@ def main(argv: list[str]) -> int:
     if any(item == "--rebuild" or item.startswith("--rebuild=") for item in argv):
         return _rebuild(argv)
     config = cli.parse_config("ingest", _DESCRIPTION, IngestConfig, argv)
+    from ingest.pack import NotDeterministicError
     from ingest.run import IncompleteError, ingest
 
     try:
         outcome = ingest(config)
     except IncompleteError as error:
         return _incomplete(error)
+    except NotDeterministicError as error:
+        return _stopped(error)
     _report(outcome)
+    if outcome.left_out.passing_line:
+        print(f"ingest: {outcome.left_out.passing_line}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -43,12 +52,17 @@ def _incomplete(error: IncompleteError) -> int:
         print(f"failed: {line}", file=sys.stderr)
     if len(error.lines) > _SHOWN_FAILURES:
         print(f"failed: {len(error.lines) - _SHOWN_FAILURES} more, see ingest.jsonl", file=sys.stderr)
+    return _stopped(error)
+
+
+def _stopped(error: Exception) -> int:
     print(f"ingest: {error}", file=sys.stderr)
     return 1
 
 
 def _rebuild(argv: list[str]) -> int:
     config = cli.parse_config("ingest", _REBUILD, RebuildConfig, argv)
+    from ingest.pack import NotDeterministicError
     from ingest.rebuild import rebuild
     from ingest.run import IncompleteError
 
@@ -56,6 +70,8 @@ def _rebuild(argv: list[str]) -> int:
         result = rebuild(config)
     except IncompleteError as error:
         return _incomplete(error)
+    except NotDeterministicError as error:
+        return _stopped(error)
     for line in result.lines:
         print(line)
     print(f"{config.rebuild} version {result.original.version}  digest {result.original.digest}")

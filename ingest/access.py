@@ -1,7 +1,10 @@
 """Worker-side access to a scene's files: in place, by byte ranges, or one download; always the scene that was listed.
 
-Each source byte is fetched once: a GeoTIFF in a store is read by the ranges of the blocks that a unit needs, anything
-else is downloaded whole, once for all units of a group. Credentials stay here; the decoder gets paths and bytes.
+Cost: the probe reads headers, and samples where it scales by percentiles, by byte ranges. Then a GeoTIFF in a store is
+read by the ranges of the blocks that a unit needs: its header once more for each group, each block once where tiles fit
+the blocks, else twice where it lies in two units. Anything else is downloaded whole, once for all its units. A member
+of a zip file is fetched and unpacked twice, since both the probe and packing, maybe on another machine, want a file to
+seek in. Credentials stay here; the decoder gets paths and bytes.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ from typing import Any
 
 from ingest.reasons import SceneRejectedError
 from ingest.sandbox import Ranges
-from ingest.scene_row import scene_files
+from ingest.scene_row import member_of, scene_files
 from shards import storage
 from shards.storage.scratch import scratch_folder
 
@@ -105,9 +108,8 @@ def _unpacked(place: Place, row: Mapping[str, Any], folder: Path) -> Access:
     described = []
     for number, file in enumerate(scene_files(row)):
         target = folder / f"scene-{number}"
-        member = file["path"].removeprefix(row["archive"] + "/")
         try:
-            storage.fetch_member(archive, member, target, etag=file["etag"])
+            storage.fetch_member(archive, member_of(row, file), target, etag=file["etag"])
         except ValueError as error:
             raise SceneRejectedError("bad_archive", str(error).removeprefix(archive)[:200]) from error
         described.append(_described(file, str(target)))

@@ -1,13 +1,12 @@
 """The rim to Ray: a cluster for the time of a run, and a bounded window of retried tasks on it.
 
-Ray gets a path and a number per task and gives back a few hundred bytes; pixels never pass its object store.
+Ray gets a path and a number per task and gives back a few hundred bytes; pixels never pass its object store. Each
+attempt notes where it runs on the cluster's notice board (`ingest.watch`): two calls of half a millisecond.
 """
 
-import functools
 import os
 import random
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
+from ingest.watch import Board, end_worker, watched
+
 _CORES_INTERVAL_S = 10.0
 _LONGEST_PAUSE_S = 30.0
-_LATE_EXIT = 70  # of a worker that its watchdog ended
+_LOOK_INTERVAL_S = 5.0  # at the notice board
+_MARGIN_S = 30.0  # that a worker's own watchdog has before the driver ends the worker
 
 Result = TypeVar("Result")
 
@@ -75,6 +77,8 @@ class Failure:
     place: int
     """Of the call in the list of calls."""
     message: str
+    lost: bool = False
+    """The worker died or was late: the message cannot say what it worked on."""
 
 
 @dataclass
@@ -83,9 +87,16 @@ class _Task:
     tried: int = 0
     due_s: float = 0.0
     """Not before this moment."""
+    seen_s: float | None = None
+    """When its worker's notice was found; None: not yet."""
+
+    @property
+    def ticket(self) -> str:
+        """The name of this attempt on the notice board."""
+        return f"{self.place}-{self.tried}"
 
 
-class _Lost(OSError):
+class _LostError(OSError):
     """A worker died, or a task was stopped at its deadline."""
 
 
@@ -102,7 +113,8 @@ def run_tasks(
     """Run task(*call) on the cluster for each call; return the failures, empty if all went well.
 
     A dead worker, an OSError and a passed deadline are tried again, later and later, up to `attempts` in all; what
-    fails for good does not stop the others. Attempts are counted here, since Ray retries some deaths for ever.
+    fails for good does not stop the others. Attempts are counted here, since Ray retries some deaths for ever. A worker
+    ends itself at the deadline; one that is frozen is ended by the driver half a minute later.
 
     Args:
         task: a function that may run twice without harm.
@@ -116,25 +128,6 @@ def run_tasks(
     return _Runner(task, calls, done, attempts, deadline_s, fatal, tick).run()
 
 
-def _watched(task: Callable[..., Result], deadline_s: float) -> Callable[..., Result]:
-    """Return the task with a watchdog that ends its worker at the deadline.
-
-    The clock runs where the work is: the driver cannot tell a task that works from one that waits for a core.
-    """
-
-    @functools.wraps(task)
-    def watched(*call: Any) -> Result:
-        watchdog = threading.Timer(deadline_s, os._exit, [_LATE_EXIT])
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            return task(*call)
-        finally:
-            watchdog.cancel()
-
-    return watched
-
-
 class _Runner:
     def __init__(
         self,
@@ -146,7 +139,8 @@ class _Runner:
         fatal: tuple[type[Exception], ...],
         tick: Callable[[], None],
     ) -> None:
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(_watched(task, deadline_s))
+        self._board = Board()
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(watched(task, self._board, deadline_s))
         self._tick = tick
         self._calls, self._done, self._fatal = calls, done, fatal
         self._attempts, self._deadline_s = attempts, deadline_s
@@ -155,6 +149,7 @@ class _Runner:
         self._running: dict[Any, _Task] = {}
         self._failures: list[Failure] = []
         self._cores, self._cores_asked_s = 1, -_CORES_INTERVAL_S
+        self._looked_s = time.monotonic()
 
     def run(self) -> list[Failure]:
         try:
@@ -165,11 +160,14 @@ class _Runner:
                     time.sleep(0.2)
                 for reference in ready:
                     self._finish(reference, self._running.pop(reference))
+                self._end_frozen()
                 self._tick()
         except BaseException:
             for reference in self._running:
                 ray.cancel(reference, force=True)
             raise
+        finally:
+            self._board.clear()
         return sorted(self._failures, key=lambda failure: failure.place)
 
     def _submit(self) -> bool:
@@ -179,7 +177,8 @@ class _Runner:
             self._cores, self._cores_asked_s = max(1, int(ray.cluster_resources().get("CPU", 1))), now_s
         while len(self._running) < 2 * self._cores and (task := self._next(now_s)):
             task.tried += 1
-            self._running[self._remote.remote(*self._calls[task.place])] = task
+            task.seen_s = None
+            self._running[self._remote.remote(task.ticket, *self._calls[task.place])] = task
         return bool(self._running)
 
     def _next(self, now_s: float) -> _Task | None:
@@ -196,11 +195,27 @@ class _Runner:
         except ray.exceptions.RayTaskError as error:
             self._failed(task, error.cause if isinstance(error.cause, Exception) else error)
         except ray.exceptions.RayError as error:  # a worker that died, ran out of memory, or was stopped
-            self._failed(
-                task, _Lost(f"the worker died or was not done after {self._deadline_s:g} s ({type(error).__name__})")
-            )
+            self._failed(task, self._late() if self._board.is_late(task.ticket) else _dead(error))
         else:
             self._done(task.place, result)
+
+    def _late(self) -> _LostError:
+        return _LostError(f"not done after {self._deadline_s:g} s: raise --group_deadline_s if it needs longer")
+
+    def _end_frozen(self) -> None:
+        """End tasks whose workers do not even end themselves: stopped, or in a read that never comes back."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < min(_LOOK_INTERVAL_S, self._deadline_s):
+            return
+        self._looked_s = now_s
+        begun = self._board.tickets()
+        for reference, task in list(self._running.items()):
+            if task.seen_s is None and task.ticket in begun:
+                task.seen_s = now_s
+            if task.seen_s is not None and now_s - task.seen_s > self._deadline_s + _MARGIN_S:
+                del self._running[reference]
+                end_worker(self._board, task.ticket)
+                self._failed(task, self._late())
 
     def _failed(self, task: _Task, error: Exception) -> None:
         if isinstance(error, self._fatal):
@@ -211,4 +226,8 @@ class _Runner:
             return
         told = " ".join(str(error).split()) or type(error).__name__
         tried = f" (tried {task.tried} times)" if task.tried > 1 else ""
-        self._failures.append(Failure(task.place, f"{told[-500:]}{tried}"))
+        self._failures.append(Failure(task.place, f"{told[-500:]}{tried}", lost=isinstance(error, _LostError)))
+
+
+def _dead(error: Exception) -> _LostError:
+    return _LostError(f"the worker died ({type(error).__name__}): if memory is short, set fewer --workers")

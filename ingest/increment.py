@@ -1,8 +1,8 @@
 """What is new in an archive since a version was made: pure functions of tables.
 
 A grown dataset must equal one that is made at once. So besides new and changed scenes those are worked on again whose
-tiles were left out in favour of tiles that now may go, and a newer version of an acquisition takes the place of an
-older one even if the older file is gone.
+tiles were left out in favour of tiles that now may go, and those with tiles that were left out for what may pass; and a
+newer version of an acquisition takes the place of an older one even if the older file is gone.
 """
 
 import pyarrow as pa
@@ -20,17 +20,22 @@ def count_missing(known: pa.Table, inventory: pa.Table) -> int:
     return int(known.num_rows - pc.sum(_is_in(known["scene"], inventory["scene"])).as_py())
 
 
-def scenes_to_probe(inventory: pa.Table, known: pa.Table, doubles: pa.Table) -> tuple[pa.Table, pa.Array]:
+def scenes_to_probe(
+    inventory: pa.Table, known: pa.Table, doubles: pa.Table, torn: pa.ChunkedArray
+) -> tuple[pa.Table, pa.Array]:
     """Return the rows to probe (INVENTORY), and the ids of those to be packed again whatever the probe says.
 
     Args:
         inventory: what there is now.
         known: the columns INVENTORY of the version's scenes.
         doubles: columns scene and kept: tiles that were left out as duplicates, by the scenes of both tiles.
+        torn: scenes with tiles that were left out for what may pass (PASSING_CODES), in any order, also repeated.
     """
     listed = _with_superseded(inventory, known)
     changed = _changed(listed, known, probed=False)
-    again = _again(changed.filter(_is_in(changed["scene"], known["scene"]))["scene"], doubles, listed["scene"])
+    torn = pc.unique(torn.filter(_is_in(torn, listed["scene"])))
+    torn = torn.filter(pc.invert(_is_in(torn, changed["scene"])))
+    again = _again(changed.filter(_is_in(changed["scene"], known["scene"]))["scene"], torn, doubles, listed["scene"])
     chosen = pc.or_(_is_in(listed["scene"], changed["scene"]), _is_in(listed["scene"], again))
     return listed.filter(chosen), again
 
@@ -79,9 +84,9 @@ def _changed(scenes: pa.Table, known: pa.Table, *, probed: bool) -> pa.Table:
     return scenes.filter(pc.invert(pc.and_(same, pc.equal(passing, now))))
 
 
-def _again(changed: pa.ChunkedArray, doubles: pa.Table, listed: pa.ChunkedArray) -> pa.Array:
-    """Return the scenes of tiles that were left out in favour of a changed scene's, and so on; as far as listed."""
-    found = changed
+def _again(changed: pa.ChunkedArray, torn: pa.Array, doubles: pa.Table, listed: pa.ChunkedArray) -> pa.Array:
+    """Return the torn scenes, those of tiles left out in favour of a changed or torn one's, and so on; all listed."""
+    found = pa.chunked_array([*changed.chunks, torn], pa.string())
     while True:
         more = pc.unique(doubles["scene"].filter(_is_in(doubles["kept"], found)))
         more = more.filter(pc.and_(pc.invert(_is_in(more, found)), _is_in(more, listed)))
@@ -89,6 +94,12 @@ def _again(changed: pa.ChunkedArray, doubles: pa.Table, listed: pa.ChunkedArray)
             break
         found = pa.chunked_array([*found.chunks, more])
     return found.filter(pc.invert(_is_in(found, changed))).combine_chunks() if len(found) else pa.array([], pa.string())
+
+
+def same_tiles(these: pa.Table, those: pa.Table) -> bool:
+    """Say whether two tables have the same tiles: columns scene, x, y, in any order."""
+    order = [(name, "ascending") for name in ("scene", "x", "y")]
+    return bool(these.sort_by(order).equals(those.sort_by(order)))
 
 
 def _codes(reasons: pa.ChunkedArray, codes: tuple[str, ...]) -> pa.ChunkedArray:

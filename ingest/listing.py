@@ -3,14 +3,14 @@
 Cost: one listing; per zip file its directory (two ranged reads), several archives at once. Memory: one batch.
 """
 
-import errno
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
 
-from ingest.sources import batched, found, kind_of, scenes_root, text
+from ingest.reasons import SceneRejectedError
+from ingest.sources import batched, found, kind_of, rejecting, scenes_root, text
 from shards import storage
 from shards.storage import FileInfo
 
@@ -24,6 +24,7 @@ def read_folder(scenes: str) -> Iterator[pa.Table]:
 
     Raises:
         UserError: there is no such folder, bucket or permission.
+        PermissionError: a store refuses one of the zip files.
     """
     root = scenes_root(scenes)
     with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
@@ -57,19 +58,12 @@ def _is_archive(root: str, file: FileInfo) -> bool:
 
 def _read_archive(root: str, archive: FileInfo) -> pa.Table:
     """Return the members of one zip file, or one row that says why there are none."""
+    url = storage.child(root, archive.path)
     try:
-        members = storage.list_zip(storage.child(root, archive.path))
-        tables = [_members(archive, batch) for batch in batched(members)]
-    except ValueError as error:
-        return _refused(archive, "bad_archive", str(error))
-    except FileNotFoundError:
-        return _refused(archive, "missing", "cannot be opened")
-    except PermissionError:
-        return _refused(archive, "unreadable", "permission denied")
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise
-        return _refused(archive, "missing", "a link that leads in a circle, or too long a name")
+        with rejecting(url):
+            tables = [_members(archive, batch) for batch in batched(storage.list_zip(url))]
+    except SceneRejectedError as rejection:
+        return _refused(archive, rejection.code, rejection.detail)
     return pa.concat_tables(tables) if tables else _refused(archive, "bad_archive", "holds no files")
 
 

@@ -21,7 +21,9 @@ from ingest.access import Place, reach
 from ingest.config import Recipe, recipe_json
 from ingest.reasons import PASSING_CODES, SceneRejectedError
 from ingest.sandbox import Decoder, Limits, decoder, faults_named
-from ingest.scene_row import from_json, scene_files, to_json
+from ingest.scene_row import from_json, joined_etag, member_of, scene_files, to_json
+from ingest.second_look import call_surely
+from ingest.sources import rejecting
 from ingest.toolchain import require_toolchain
 from shards import storage
 from shards.commit import encode_table
@@ -110,31 +112,24 @@ def _read_chunk(inventory: str, chunk: int) -> pa.Table:
 
 
 def _resolved(place: Place, row: dict[str, Any]) -> dict[str, Any]:
-    """Look up sizes and ETags that a list did not give."""
+    """Look up sizes and ETags, all of a scene's, unless its row and all its files have theirs."""
     files = scene_files(row)
-    if row["reason"] or row["archive"] or all(file["etag"] and file["size"] is not None for file in files):
+    if row["reason"] or all(each["etag"] and each["size"] is not None for each in (row, *files)):
         return row
     try:
-        found = [_stat(place.url(file["path"])) for file in files]
-    except FileNotFoundError:
-        return row | {"reason": "missing", "detail": "listed, but not there"}
+        found = [_stat(place, row, file) for file in files]
     except SceneRejectedError as rejection:
         return row | {"reason": rejection.code, "detail": rejection.detail}
-    size, etag = sum(info.size for info in found), found[0].etag
-    if row["files"]:
-        files = [file | {"size": info.size, "etag": info.etag} for file, info in zip(files, found, strict=True)]
-        return row | {"files": files, "size": size, "etag": sha256_hex(canonical_json([f["etag"] for f in files]))[:32]}
-    return row | {"size": size, "etag": etag}
+    if not row["files"]:
+        return row | {"size": found[0].size, "etag": found[0].etag}
+    files = [file | {"size": info.size, "etag": info.etag} for file, info in zip(files, found, strict=True)]
+    return row | {"files": files, "size": sum(info.size for info in found), "etag": joined_etag(files)}
 
 
-def _stat(url: str) -> storage.FileInfo:
-    try:
-        return storage.stat(url)
-    except PermissionError as error:
-        if storage.is_local(url):
-            raise SceneRejectedError("unreadable", "permission denied") from error
-        # A store also says so of a token that expired and of a clock that is wrong.
-        raise PermissionError(f"{url}: {error}: check credentials and clock") from error
+def _stat(place: Place, row: Mapping[str, Any], file: Mapping[str, Any]) -> storage.FileInfo:
+    url = place.url(row["archive"] or file["path"])
+    with rejecting(url):
+        return storage.stat_member(url, member_of(row, file)) if row["archive"] else storage.stat(url)
 
 
 def probe_row(decode: Decoder, place: Place, row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -151,7 +146,7 @@ def probe_row(decode: Decoder, place: Place, row: dict[str, Any], recipe: Recipe
         with reach(place, row, whole=False) as access:
             request = {"files": access.files, "scene": to_json(row), "recipe": recipe_json(recipe)}
             with faults_named(str(row["path"])):
-                found = decode.call("probe", request, access.read)
+                found = call_surely(decode, "probe", request, access)
     except SceneRejectedError as rejection:
         return row | {"state": "rejected", "reason": rejection.code, "detail": rejection.detail}
     return row | from_json(found) | {"state": "used"}

@@ -1,7 +1,8 @@
 """Make one group: have its units' tiles cut, sort them into shards, write tables and the marker.
 
 Idempotent: the same group gives the same bytes, at names that are made of the content, so that a task may run twice,
-die anywhere, or finish late without harm. The marker is written last and only once.
+die anywhere, or finish late without harm. The marker is written last and only once. A group with tiles that were left
+out for what may pass (PASSING_CODES) is no last word: its marker has a name of its own, and the next run packs it anew.
 
 Memory: about 1 kB per tile; encoded tiles wait in a scratch file. The decoder has its own (see `ingest.cut`).
 """
@@ -20,9 +21,10 @@ import pyarrow.parquet as pq
 from ingest.access import Access, Place, reach
 from ingest.config import Recipe, recipe_json
 from ingest.grid import tile_origins
-from ingest.reasons import SceneRejectedError
+from ingest.reasons import PASSING_CODES, SceneRejectedError
 from ingest.sandbox import Decoder, Limits, decoder, faults_named
 from ingest.scene_row import from_json, to_json
+from ingest.second_look import call_surely
 from ingest.toolchain import require_toolchain
 from shards import storage
 from shards.commit import encode_table
@@ -63,7 +65,7 @@ def group_url(out: str, group: str, suffix: str) -> str:
 def pack_group(
     out: str, group: str, place: Place, recipe: Recipe, limits: Limits, tools: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Pack one group of a plan and return its marker; a group that has one is done already.
+    """Pack one group of a plan; return its marker, and "resumed": whether it had one, and so was done already.
 
     Args:
         out: the dataset.
@@ -75,27 +77,27 @@ def pack_group(
 
     Raises:
         OSError: a scene changed, or something cannot be reached: to be tried again.
-        NotDeterministicError: a marker of this group exists and says something else.
+        NotDeterministicError: a marker of this group exists meanwhile and says something else.
     """
     require_toolchain(tools)
     marker_url = group_url(out, group, ".json")
-    if storage.exists(marker_url):
-        return _read_marker(marker_url)
+    earlier = _read_marker(marker_url) if storage.exists(marker_url) else None
+    if earlier and not _may_pass(earlier):
+        return earlier | {"resumed": True}
     units = pq.ParquetFile(pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))).read().to_pylist()
     remove_left_scratch("ingest")
     with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)):
         scratch = _Scratch(folder / "tiles")
         source_bytes = _pack_units(units, place, recipe, decoder(limits), scratch)
         shards, samples = _write_shards(scratch, out, recipe, folder)
-        marker = {
-            "group": group,
-            "shards": shards,
-            "samples": _put_table(out, group, "samples", pa.Table.from_pylist(samples, schema=SAMPLES)),
-            "rejects": _put_table(out, group, "rejects", pa.Table.from_pylist(scratch.rejects, schema=REJECTS)),
-            "source_bytes": source_bytes,
-            "left_out": dict(Counter(row["reason"] for row in scratch.rejects)),
+        tables = {
+            "samples": pa.Table.from_pylist(samples, schema=SAMPLES),
+            "rejects": pa.Table.from_pylist(scratch.rejects, schema=REJECTS),
         }
-    return _put_marker(marker_url, marker)
+        left_out = dict(Counter(row["reason"] for row in scratch.rejects))
+        marker = {"group": group, "shards": shards, "source_bytes": source_bytes, "left_out": left_out}
+        # Older versions gave what may pass the group's own name: then that is taken.
+        return _put_group(out, marker, tables, last_word=earlier is None) | {"resumed": False}
 
 
 def _local(out: str) -> list[Path]:
@@ -133,7 +135,7 @@ def _cut(units: list[dict[str, Any]], access: Access, recipe: Recipe, decode: De
     request |= {"recipe": recipe_json(recipe), "scratch": str(scratch.path), "position": scratch.size}
     try:
         with faults_named(str(units[0]["path"])):
-            found = decode.call("cut", request, access.read)
+            found = call_surely(decode, "cut", request, access)
     except SceneRejectedError as rejection:
         if len(units) == 1:
             scratch.rejects += _all_tiles(units[0], recipe, rejection)
@@ -197,16 +199,30 @@ def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], out: str, path: Pa
     return {"shard": name, "url": url, "size": writer.size, "num_samples": writer.num_samples}
 
 
-def _put_table(out: str, group: str, name: str, table: pa.Table) -> dict[str, Any]:
-    data = encode_table(table)
-    storage.write_bytes(group_url(out, group, f"-{name}.parquet"), data)
-    return {"sha256": sha256_hex(data), "num_rows": table.num_rows}
+def _put_group(out: str, marker: dict[str, Any], tables: Mapping[str, pa.Table], *, last_word: bool) -> dict[str, Any]:
+    """Write a group's tables and marker, under a name of their content if they are no last word; return the marker."""
+    encoded = {name: encode_table(table) for name, table in tables.items()}
+    for name, data in encoded.items():
+        marker[name] = {"sha256": sha256_hex(data), "num_rows": tables[name].num_rows}
+    if _may_pass(marker) or not last_word:
+        marker["group"] = sha256_hex(canonical_json(marker))[:32]
+    for name, data in encoded.items():
+        storage.write_bytes(group_url(out, marker["group"], f"-{name}.parquet"), data)
+    return _put_marker(out, marker)
 
 
-def _put_marker(url: str, marker: dict[str, Any]) -> dict[str, Any]:
-    data = canonical_json(marker)
+def _may_pass(marker: Mapping[str, Any]) -> bool:
+    return any(code in marker["left_out"] for code in PASSING_CODES)
+
+
+def _put_marker(out: str, marker: dict[str, Any]) -> dict[str, Any]:
+    group, data = marker["group"], canonical_json(marker)
+    url = group_url(out, group, ".json")
     if not storage.create_bytes(url, data) and storage.read_bytes(url) != data:
-        raise NotDeterministicError(f"{url} exists and says something else: the same plan gave other bytes")
+        raise NotDeterministicError(
+            f"group {group} was packed twice and gave other bytes the second time: two machines have other libraries "
+            f"or processors, or one has a fault; give all workers the same environment, remove {url} and run again"
+        )
     return _read_marker(url)
 
 

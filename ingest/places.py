@@ -1,15 +1,15 @@
 """Which places a list or catalogue may name: those below its own folder, and below prefixes that the user allowed.
 
-Pure functions of texts: nothing is opened, no link is followed. Lists come from anywhere; without this a row could
-name any file of the machine that reads it, or any server that it can reach.
+Functions of texts (and of the current folder, where a path is relative): nothing is opened, no link is followed. Lists
+come from anywhere; without this a row could name any file of the machine that reads it, or any server in its reach.
 """
 
 import posixpath
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
+from ingest.config import IngestConfig
 from ingest.sources import scenes_root
 from shards import storage
 
@@ -52,6 +52,20 @@ def places_of(scenes: str, allow: tuple[str, ...]) -> Places:
     return Places(root=_absolute(scenes_root(scenes)), allow=tuple(_absolute(prefix) for prefix in allow))
 
 
+def located(config: IngestConfig) -> IngestConfig:
+    """Return a configuration whose local paths are absolute, for workers and rebuilds that begin in other folders.
+
+    Raises:
+        UserError: a path is empty.
+    """
+    allow = tuple(_located(prefix) for prefix in config.allow)
+    return replace(config, scenes=_located(config.scenes), out=_located(config.out), allow=allow)
+
+
+def _located(url: str) -> str:
+    return str(storage.local_path(url).absolute()) if storage.is_local(url) else url
+
+
 def resolve(document: str, href: str) -> str:
     """Return an href of a STAC document as an absolute one; ".." is resolved against the document's folder.
 
@@ -88,6 +102,4 @@ def _below(url: str, prefix: str) -> str | None:
 
 
 def _absolute(url: str) -> str:
-    if storage.is_local(url):
-        return str(Path(storage.local_path(url)).absolute()).rstrip("/")
-    return url.rstrip("/")
+    return _located(url).rstrip("/")

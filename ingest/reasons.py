@@ -11,7 +11,7 @@ REMEDIES = {
     "not_a_raster": "not a GeoTIFF, JP2, PNG or JPEG by its first bytes",
     "side_file": "belongs to another raster (overviews or mask)",
     "missing": "listed, but not there to open: a dangling link, a name that is not UTF-8, or removed since",
-    "unreadable": "no permission to read it",
+    "unreadable": "cannot be read: no permission, or its disk or mount fails",
     "empty_file": "has no bytes",
     "corrupt": "GDAL cannot open or decode it: fetch it again",
     "bands_missing": "cannot supply the dataset's bands: set --source_bands, or --replicate_grey true for grey scenes",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -79,18 +80,26 @@ def recorded_inventory(url: str, version: Version) -> pa.Table:
     """Return the inventory that a version was made from; sizes and ETags are left to be looked up again."""
     parts = []
     for table in iter_table(url, version, "scenes", INVENTORY.names):
+        table = table.cast(INVENTORY)
         # What ruled a scene out before it was opened stays; what its content says is found out again.
         given = pc.or_(pc.is_in(table["reason"], value_set=pa.array(INVENTORY_CODES)), pc.is_null(table["size"]))
-        unknown = {"size": pa.int64(), "etag": pa.string()}
-        for name in ("reason", "detail"):
-            column = pc.if_else(given, table[name], pa.scalar(None, pa.string()))
-            table = table.set_column(table.column_names.index(name), name, column)
-        in_zip = pc.is_valid(table["archive"])
-        for name, kind in unknown.items():
-            column = pc.if_else(in_zip, table[name], pa.scalar(None, kind))
-            table = table.set_column(table.column_names.index(name), name, column)
+        for name in ("reason", "detail", "size", "etag", "files"):
+            unknown = _not_looked_up(table["files"]) if name == "files" else pa.scalar(None, table[name].type)
+            table = table.set_column(INVENTORY.get_field_index(name), name, pc.if_else(given, table[name], unknown))
         parts.append(table.cast(INVENTORY))
     return pa.concat_tables(parts).sort_by("scene")
+
+
+def _not_looked_up(files: pa.ChunkedArray) -> pa.Array:
+    """Return the files of scenes (the column of INVENTORY) without sizes and ETags."""
+    inner = pc.list_flatten(files).combine_chunks()
+    kept = {"path": inner.field("path"), "band": inner.field("band")}
+    fields = list(files.type.value_type)
+    values = [kept.get(field.name, pa.nulls(len(inner), field.type)) for field in fields]
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(files), 0).to_numpy())
+    edges = pa.array(np.concatenate([[0], ends]), pa.int32())
+    structs = pa.StructArray.from_arrays(values, fields=fields)
+    return pa.ListArray.from_arrays(edges, structs, type=files.type, mask=files.is_null().combine_chunks())
 
 
 def _apply(out: str, version: Version, operation: dict[str, Any]) -> Version:

@@ -5,8 +5,7 @@ the inventory and the scenes' probes as Arrow tables, about 400 bytes per scene,
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,26 +18,29 @@ from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
 from ingest.config import IngestConfig, recipe_values
-from ingest.increment import count_missing, scenes_to_pack, scenes_to_probe
+from ingest.increment import count_missing, same_tiles, scenes_to_pack, scenes_to_probe
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
+from ingest.outcome import Outcome, PackedSoFar, count_left_out, may_pass, named, told_counts, value_counts
 from ingest.output import claim, find_versions, refuse_nested, remove_traces, require_conditional_writes
 from ingest.pack import NotDeterministicError, group_url, pack_group
+from ingest.places import located
 from ingest.plan import encode_groups, in_one_chunk, plan_id, plan_units
-from ingest.reasons import REMEDIES
+from ingest.reasons import PASSING_CODES, REMEDIES
 from ingest.sandbox import Limits
 from ingest.sources import kind_of, scenes_root
 from ingest.toolchain import toolchain
 from shards import storage
-from shards.card.page import write_card
+from shards.card.page import renew_card
 from shards.errors import UserError
 from shards.progress import Progress
-from shards.schema import INVENTORY, SCENES, Version, sha256_hex
+from shards.schema import INVENTORY, REJECTS, SCENES, Version, sha256_hex
 from shards.settle import scene_numbers
-from shards.tables import iter_table
+from shards.tables import iter_table, read_version
 
 _READS_AT_ONCE = _WRITES_AT_ONCE = 16
+_NO_TILES = REJECTS.empty_table().select(["scene", "x", "y"])
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 256  # scenes that one task probes, about
 
 
@@ -48,22 +50,6 @@ class IncompleteError(RuntimeError):
     def __init__(self, out: str, lines: Sequence[str]) -> None:
         super().__init__(f"{out} is not finished: {len(lines)} parts failed; run the same command again to go on")
         self.lines = lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What an ingest made."""
-
-    url: str
-    version: Version
-    created: bool
-    """False: the same inputs had been made into this version before."""
-    gone: int
-    """Scenes of the version that are no longer where they were; their tiles stay."""
-    rejected: Counter[str]
-    """Scenes left out, by reason."""
-    dropped: Counter[str]
-    """Tiles left out, by reason."""
 
 
 def ingest(config: IngestConfig, inventory: pa.Table | None = None) -> Outcome:
@@ -78,11 +64,13 @@ def ingest(config: IngestConfig, inventory: pa.Table | None = None) -> Outcome:
         IncompleteError: something outside the scenes failed for good; what is finished is kept.
         NotDeterministicError: the same inputs gave other bytes than before.
     """
+    config = located(config)
     refuse_nested(config)
-    if inventory is None:
-        inventory = build_inventory(config)
-    storage.require_writable(config.out)
     try:
+        if inventory is None:
+            with storage.user_errors(config.scenes):
+                inventory = build_inventory(config)
+        storage.require_writable(config.out)
         with storage.user_errors(config.out):
             return _ingest(config, inventory)
     except OSError as error:  # of the store or the disk, after all retries
@@ -104,28 +92,6 @@ def _ingest(config: IngestConfig, inventory: pa.Table) -> Outcome:
         raise
 
 
-@dataclass
-class _PackedSoFar:
-    """What the finished groups add up to."""
-
-    tiles: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    shard_bytes: int = 0
-    source_bytes: int = 0
-
-    def add(self, marker: Marker) -> None:
-        self.tiles += marker["samples"]["num_rows"]
-        self.left_out.update(marker["left_out"])
-        self.shard_bytes += sum(shard["size"] for shard in marker["shards"])
-        self.source_bytes += marker["source_bytes"]
-
-    def line(self, elapsed_s: float) -> str:
-        reasons = ", ".join(f"{count} {code}" for code, count in self.left_out.most_common(2))
-        left_out = f"{self.left_out.total()} left out" + (f" ({reasons})" if reasons else "")
-        rate = f"read {self.source_bytes / 1e6 / elapsed_s:.1f} MB/s"
-        return f"{self.tiles} tiles, {left_out} · {self.shard_bytes / 1e6:.1f} MB in shards · {rate}"
-
-
 class _Run:
     """One ingest, from an inventory to a version."""
 
@@ -142,46 +108,63 @@ class _Run:
         """Where the inventory lies, once it is written."""
 
     def run(self) -> Outcome:
-        wanted, again, gone = self._inventory, pa.array([], pa.string()), 0
+        nobody = pa.array([], pa.string())
+        wanted, again, gone = self._inventory, nobody, 0
         known = self._known_scenes() if self._parent else None
+        torn = _NO_TILES
         if known is not None:
             gone = count_missing(known, self._inventory)
-            wanted, again = scenes_to_probe(self._inventory, known, self._known_doubles())
+            doubles, torn = self._known_rejects()
+            wanted, again = scenes_to_probe(self._inventory, known, doubles, torn["scene"])
         recipe = recipe_values(self._recipe)
         self._log.add("started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe)
         if self._parent and not wanted.num_rows:
             return self._outcome(self._parent, created=False, gone=gone)
         with cluster(self._config.address, self._config.workers):
             probes, scenes = self._probe(wanted)
+            is_news = known is None
             if known is not None:
+                is_news = scenes_to_pack(scenes, known, nobody).num_rows > 0
                 scenes = scenes_to_pack(scenes, known, again)
             if self._parent and not scenes.num_rows:
                 return self._outcome(self._parent, created=False, gone=gone)
             self._require_usable(scenes)
-            groups = self._plan(scenes)
-            markers = self._pack(groups)
+            groups, num_scenes = self._plan(scenes)
+            markers = self._pack(groups, num_scenes)
+        if self._parent and not is_news and same_tiles(self._torn(markers), _of_scenes(torn, scenes["scene"])):
+            return self._outcome(self._parent, created=False, gone=gone)
         return self._outcome(self._commit(probes, scenes, groups, markers), created=True, gone=gone)
 
     def _known_scenes(self) -> pa.Table:
         assert self._parent
         return pa.concat_tables(iter_table(self._config.out, self._parent, "scenes", INVENTORY.names))
 
-    def _known_doubles(self) -> pa.Table:
-        """Return the scenes of tiles that were left out as duplicates, and of the tiles that are kept for them."""
+    def _known_rejects(self) -> tuple[pa.Table, pa.Table]:
+        """Return tiles that were left out: duplicates (scene, and kept: that of the tile kept), and what may pass."""
         assert self._parent
-        parts = [pa.table({"scene": pa.array([], pa.string()), "kept": pa.array([], pa.string())})]
-        for table in iter_table(self._config.out, self._parent, "rejects", ["scene", "reason", "detail"]):
-            doubles = table.filter(pc.equal(table["reason"], "duplicate"))
+        doubles = [pa.table({"scene": pa.array([], pa.string()), "kept": pa.array([], pa.string())})]
+        torn = [_NO_TILES]
+        for table in iter_table(self._config.out, self._parent, "rejects", ["scene", "x", "y", "reason", "detail"]):
+            tiles = table.filter(pc.is_valid(table["x"]))
+            mine = tiles.filter(pc.equal(tiles["reason"], "duplicate"))
             # A key begins with its scene's id.
-            kept = pc.utf8_slice_codeunits(doubles["detail"], 0, 16)
-            parts.append(pa.table({"scene": doubles["scene"], "kept": kept}).cast(parts[0].schema))
-        return pa.concat_tables(parts)
+            kept = pc.utf8_slice_codeunits(mine["detail"], 0, 16)
+            doubles.append(pa.table({"scene": mine["scene"], "kept": kept}).cast(doubles[0].schema))
+            torn.append(may_pass(tiles).select(_NO_TILES.column_names).cast(_NO_TILES.schema))
+        return pa.concat_tables(doubles), pa.concat_tables(torn)
+
+    def _torn(self, markers: Sequence[Marker]) -> pa.Table:
+        """Return the tiles of new groups that are left out for what may pass."""
+        named = [marker["group"] for marker in markers if set(PASSING_CODES) & set(marker["left_out"])]
+        urls = (group_url(self._config.out, group, "-rejects.parquet") for group in named)
+        tables = storage.in_order(_READS_AT_ONCE, (partial(_read_torn, url) for url in urls))
+        return pa.concat_tables([_NO_TILES, *tables])
 
     def _probe(self, inventory: pa.Table) -> tuple[list[str], pa.Table]:
         """Return the URLs of the probed tables, and their rows."""
-        url, num_chunks = self._write_inventory(inventory)
+        url, bounds = self._write_inventory(inventory)
         about = self._place, self._recipe, self._limits, self._tools
-        calls = [(self._config.out, url, chunk, *about) for chunk in range(num_chunks)]
+        calls = [(self._config.out, url, chunk, *about) for chunk in range(len(bounds) - 1)]
         reasons: Counter[str] = Counter()
         probed = 0
         urls: dict[int, str] = {}
@@ -192,21 +175,27 @@ class _Run:
                 probed += found["num_rows"]
                 reasons.update(found["reasons"])
                 urls[place] = found["url"]
-                progress.update(probed, f"{reasons.total()} rejected")
+                told = f" ({told_counts(reasons, 2)})" if reasons else ""
+                progress.update(probed, f"{reasons.total()} rejected{told}")
                 self._log.progress("probe", done=probed, total=inventory.num_rows, rejected=dict(reasons))
 
-            self._collect("probe", self._run_tasks(probe_chunk, calls, done, progress))
+            failures = self._run_tasks(probe_chunk, calls, done, progress)
+        self._collect("probe", failures, lambda chunk: inventory["path"][bounds[chunk] : bounds[chunk + 1]])
         self._log.add("probed", scenes=probed, rejected=dict(reasons))
         ordered = [urls[place] for place in sorted(urls)]
         tables = list(storage.in_order(_READS_AT_ONCE, (partial(_read_probes, url) for url in ordered)))
         return ordered, in_one_chunk(tables)
 
-    def _write_inventory(self, inventory: pa.Table) -> tuple[str, int]:
-        """Write the inventory with a row group per chunk: ids of equal leading bits, so that chunks rarely change."""
+    def _write_inventory(self, inventory: pa.Table) -> tuple[str, list[int]]:
+        """Write the inventory with a row group per chunk: ids of equal leading bits, so that chunks rarely change.
+
+        Returns:
+            Its URL; where the chunks' rows begin, and the last one's end.
+        """
         wanted = min(max(inventory.num_rows // 64, _SMALLEST_CHUNK), _LARGEST_CHUNK)
         bits = max(0, (inventory.num_rows // wanted).bit_length() - 1)
         chunks = (scene_numbers(inventory["scene"]) >> np.uint64(64 - bits)) if bits else np.zeros(inventory.num_rows)
-        starts = np.flatnonzero(np.diff(chunks.astype(np.float64), prepend=-1.0))
+        starts = np.flatnonzero(np.diff(chunks.astype(np.float64), prepend=-1.0)).tolist()
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, INVENTORY, compression="zstd") as writer:
             for start, end in zip(starts, [*starts[1:], inventory.num_rows], strict=True):
@@ -215,7 +204,7 @@ class _Run:
         url = storage.join(self._config.out, "inventories", f"{sha256_hex(data)[:32]}.parquet")
         self.inventory_url = url
         storage.write_bytes(url, data)
-        return url, len(starts)
+        return url, [*starts, inventory.num_rows]
 
     def _run_tasks(self, task: Any, calls: Sequence[tuple[Any, ...]], done: Any, progress: Progress) -> list[Failure]:
         return run_tasks(
@@ -228,13 +217,21 @@ class _Run:
             tick=progress.tick,
         )
 
-    def _collect(self, phase: str, failures: Iterable[Failure]) -> None:
+    def _collect(self, phase: str, failures: Iterable[Failure], paths: Callable[[int], pa.ChunkedArray]) -> None:
         """Note failures.
+
+        Args:
+            phase: what the failed parts are.
+            failures: of the parts.
+            paths: gives those of a part's scenes, by its number; asked where the failure cannot name one.
 
         Raises:
             IncompleteError: there are any: what follows needs all.
         """
-        lines = [f"{phase} {failure.place}: {failure.message}" for failure in failures]
+        lines = []
+        for failure in failures:
+            about = f" ({named(pc.unique(paths(failure.place)).to_pylist())})" if failure.lost else ""
+            lines.append(f"{phase} {failure.place}{about}: {failure.message}")
         for line in lines:
             self._log.add("failed", part=line)
         if lines:
@@ -243,17 +240,18 @@ class _Run:
     def _require_usable(self, scenes: pa.Table) -> None:
         if self._parent or scenes["reason"].null_count:
             return
-        counts = Counter(_value_counts(scenes["reason"])).most_common(4)
+        counts = Counter(value_counts(scenes["reason"])).most_common(4)
         told = "; ".join(f"{count} {code} ({REMEDIES[code]})" for code, count in counts)
         raise UserError(f"none of the {scenes.num_rows} files in {self._config.scenes} can be used: {told}")
 
-    def _plan(self, scenes: pa.Table) -> list[str]:
-        """Write the groups' units; return their names."""
+    def _plan(self, scenes: pa.Table) -> tuple[list[str], list[int]]:
+        """Write the groups' units; return their names, and of how many scenes each has the first unit."""
         units = plan_units(scenes, self._recipe)
         groups = encode_groups(units, scenes, self._recipe, self._tools)
         names = list(storage.in_order(_WRITES_AT_ONCE, (partial(self._write_group, *group) for group in groups)))
         self._log.add("planned", units=units.num_rows, groups=len(names), plan=plan_id(names))
-        return names
+        is_first = pc.and_(pc.equal(units["first_row"], 0), pc.equal(units["first_column"], 0))
+        return names, np.bincount(units["group"].filter(is_first).to_numpy(), minlength=len(names)).tolist()
 
     def _write_group(self, name: str, data: bytes) -> str:
         url = group_url(self._config.out, name, ".parquet")
@@ -261,22 +259,26 @@ class _Run:
             storage.write_bytes(url, data)
         return name
 
-    def _pack(self, groups: list[str]) -> list[Marker]:
+    def _pack(self, groups: list[str], num_scenes: list[int]) -> list[Marker]:
         about = self._place, self._recipe, self._limits, self._tools
         calls = [(self._config.out, group, *about) for group in groups]
         markers: dict[int, Marker] = {}
-        packed = _PackedSoFar()
+        packed = PackedSoFar()
         with Progress("pack", len(groups), "groups") as progress:
 
             def done(place: int, marker: Marker) -> None:
+                resumed = marker.pop("resumed")
                 markers[place] = marker
-                packed.add(marker)
+                packed.add(marker, num_scenes[place], resumed=resumed)
+                if resumed:
+                    progress.skip(1)
                 progress.update(len(markers), packed.line(progress.elapsed_s))
                 self._log.progress("pack", done=len(markers), total=len(groups), **vars(packed))
 
             failures = self._run_tasks(pack_group, calls, done, progress)
         self._log.add("packed", groups=len(markers), **vars(packed))
-        self._collect("group", failures)
+        out = self._config.out
+        self._collect("group", failures, lambda place: _read_paths(group_url(out, groups[place], ".parquet")))
         return [markers[place] for place in range(len(groups))]
 
     def _commit(self, probes: list[str], scenes: pa.Table, groups: list[str], markers: list[Marker]) -> Version:
@@ -302,21 +304,23 @@ class _Run:
 
     def _outcome(self, version: Version, *, created: bool, gone: int) -> Outcome:
         out = self._config.out
-        rejected: Counter[str] = Counter()
-        dropped: Counter[str] = Counter()
-        for table in iter_table(out, version, "rejects", ["x", "reason"]):
-            whole = pc.is_null(table["x"])
-            rejected.update(_value_counts(table["reason"].filter(whole)))
-            dropped.update(_value_counts(table["reason"].filter(pc.invert(whole))))
-        if created or not storage.exists(storage.join(out, "card.html")):
-            write_card(out, version)
+        left_out = count_left_out(out, version, self._inventory["scene"])
+        renew_card(out, version if created else read_version(out))
         self._log.add("done", version=version.version, digest=version.digest, created=created, gone=gone)
-        return Outcome(url=out, version=version, created=created, gone=gone, rejected=rejected, dropped=dropped)
+        return Outcome(url=out, version=version, created=created, gone=gone, left_out=left_out)
 
 
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    found = pc.value_counts(column)
-    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
+def _of_scenes(tiles: pa.Table, scenes: pa.ChunkedArray) -> pa.Table:
+    return tiles.filter(pc.is_in(tiles["scene"], value_set=scenes.combine_chunks()))
+
+
+def _read_torn(url: str) -> pa.Table:
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+    return may_pass(table).select(_NO_TILES.column_names).cast(_NO_TILES.schema)
+
+
+def _read_paths(url: str) -> pa.ChunkedArray:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=["path"])["path"]
 
 
 def _read_probes(url: str) -> pa.Table:

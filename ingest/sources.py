@@ -4,13 +4,17 @@ A source is an iterator of Arrow tables with the columns FOUND, at most some tho
 object per scene outlives its batch. Cost: about 250 bytes of memory per row, most of them its path.
 """
 
+import errno
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
+from ingest.reasons import SceneRejectedError
 from shards import storage
+from shards.errors import UserError
 from shards.schema import INVENTORY
 
 BATCH_ROWS = 10_000
@@ -80,6 +84,35 @@ def found(**columns: Any) -> pa.Table:
 
 def _column(values: Any, kind: pa.DataType) -> Any:
     return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
+
+
+@contextmanager
+def rejecting(url: str) -> Iterator[None]:
+    """Turn what rules out one file or archive into a rejection: bad_archive (a ValueError), missing, unreadable.
+
+    A store's refusal rejects nothing: it also says so of a token that expired, and of a clock that is wrong.
+
+    Raises:
+        SceneRejectedError: the file's own fault.
+        PermissionError: a store refuses.
+        OSError: the fault of a disk, a network or a store.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise SceneRejectedError("bad_archive", str(error)) from error
+    except FileNotFoundError as error:
+        raise SceneRejectedError("missing", "cannot be opened") from error
+    except PermissionError as error:
+        if storage.is_local(url):
+            raise SceneRejectedError("unreadable", "permission denied") from error
+        raise PermissionError(f"{url}: {error}: check credentials and clock") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise SceneRejectedError("missing", "a link that leads in a circle, or too long a name") from error
 
 
 def text(value: str) -> str:

@@ -18,7 +18,8 @@ from pystac.serialization import identify_stac_object, migrate_to_latest
 from ingest.config import Recipe
 from ingest.lists import on_disk
 from ingest.places import Places, resolve
-from ingest.sources import FOUND, batched, text
+from ingest.reasons import SceneRejectedError
+from ingest.sources import FOUND, batched, rejecting, text
 from ingest.stac_items import scene_row
 from shards import storage
 from shards.errors import UserError
@@ -79,6 +80,7 @@ def read_stac(scenes: str, places: Places, recipe: Recipe) -> Iterator[pa.Table]
 
     Raises:
         UserError: the document cannot be read, is not STAC, or is one page of several.
+        PermissionError: a store refuses what is linked.
     """
     row = 0
     for documents in batched(_items(places.url(scenes.rpartition("/")[2]), places), _GEOPARQUET_ROWS):
@@ -178,11 +180,10 @@ def _follow(link: Document) -> Document:
     if link.reason is not None:
         return link
     try:
-        return _read(link.url)
-    except FileNotFoundError:
-        return link._replace(reason="missing")
-    except PermissionError:
-        return link._replace(reason="unreadable")
+        with rejecting(link.url):
+            return _read(link.url)
+    except SceneRejectedError as rejection:
+        return link._replace(reason=rejection.code)
 
 
 def _read(url: str) -> Document:

@@ -4,7 +4,6 @@ Pure functions of items as JSON values, of STAC 1.0 and 1.1 (eo:bands and raster
 Cost: about 20 µs per item.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,7 +65,8 @@ def _scene_row(item: Json, document: str, places: Places, recipe: Recipe) -> dic
     offsets = {item_offset(assets[key], properties) for band, key in chosen.items() if band != recipe.cloud_band}
     if len(offsets) > 1:
         return {**row, "reason": "bands_missing", "detail": f"its bands have different offsets: {_sorted(offsets)}"}
-    return {**row, "files": files, "offset": offsets.pop(), **_whole(files)}
+    sizes = [file["size"] for file in files]
+    return {**row, "files": files, "offset": offsets.pop(), "size": None if None in sizes else sum(sizes)}
 
 
 def _name(item: Json) -> str:
@@ -131,11 +131,11 @@ def _has_band(asset: Json, name: str) -> bool:
 def _file(band: str, asset: Json, document: str, places: Places) -> dict[str, Any]:
     hrefs = [text(href) for href in _hrefs(asset)]
     found = next((place for href in hrefs for place in [places.find(resolve(document, href))] if place), None)
-    size, checksum = asset.get("file:size"), asset.get("file:checksum")
+    size = asset.get("file:size")
     return {
         "path": hrefs[0] if found is None else found,
         "size": size if type(size) is int and 0 <= size < _MAX_BYTES else None,
-        "etag": text(checksum) if isinstance(checksum, str) else None,
+        "etag": None,  # the store's, which no item knows; a file:checksum is another thing
         "band": band,
         "is_refused": found is None,
     }
@@ -146,15 +146,6 @@ def _hrefs(asset: Json) -> Iterator[str]:
     yield asset["href"]
     alternates = asset.get("alternate") or {}
     yield from (alternates[name]["href"] for name in sorted(alternates))
-
-
-def _whole(files: list[dict[str, Any]]) -> dict[str, Any]:
-    sizes, etags = [file["size"] for file in files], [file["etag"] for file in files]
-    joined = None if None in etags else "\n".join(f"{file['band']}={file['etag']}" for file in files)
-    return {
-        "size": None if None in sizes else sum(sizes),
-        "etag": joined and hashlib.sha256(joined.encode()).hexdigest(),
-    }
 
 
 def item_offset(asset: Json, properties: Json) -> float | None:

@@ -132,8 +132,10 @@ def test_a_dead_worker_costs_one_attempt(note):
     results, failures = run(task, [("well", 0), ("once", 1), ("always", 99)], attempts=2)
     assert results == {0: 1, 1: 2}
     assert [failure.place for failure in failures] == [2]
-    assert failures[0].message.startswith("the worker died or was not done after")
-    assert failures[0].message.endswith("(tried 2 times)")
+    assert failures[0].lost
+    assert re.fullmatch(
+        r"the worker died \(\w+\): if memory is short, set fewer --workers \(tried 2 times\)", failures[0].message
+    )
 
 
 def test_what_hangs_is_stopped_at_its_deadline_and_tried_again(note, tmp_path):
@@ -146,9 +148,26 @@ def test_what_hangs_is_stopped_at_its_deadline_and_tried_again(note, tmp_path):
     results, failures = run(task, [("well", 0), ("once", 1), ("always", 99)], attempts=2, deadline_s=8.0)
     assert results == {0: 1, 1: 2}
     assert [failure.place for failure in failures] == [2]
-    assert re.fullmatch(r"the worker died or was not done after 8 s \(.*\) \(tried 2 times\)", failures[0].message)
+    told = "not done after 8 s: raise --group_deadline_s if it needs longer (tried 2 times)"
+    assert failures == [Failure(2, told, lost=True)]
     for name in ("once", "always"):
         wait_until_gone(int((tmp_path / f"{name}-pid").read_text()))
+
+
+def test_a_frozen_worker_is_ended_by_the_driver(tmp_path, monkeypatch):
+    def task(name):
+        import signal
+
+        if name == "frozen":
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return name
+
+    monkeypatch.setattr(module, "_MARGIN_S", 1.0)
+    results, failures = run(task, [("well",), ("frozen",)], attempts=1, deadline_s=4.0)
+    assert results == {0: "well"}
+    assert failures == [Failure(1, "not done after 4 s: raise --group_deadline_s if it needs longer", lost=True)]
+    wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
 def wait_until_gone(pid):

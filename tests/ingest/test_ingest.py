@@ -17,7 +17,7 @@ from PIL import Image
 
 from ingest.cluster import cluster
 from ingest.config import IngestConfig
-from ingest.run import ingest
+from ingest.run import IncompleteError, ingest
 from shards import storage
 from shards.dataset import open_dataset
 from shards.errors import UserError
@@ -286,3 +286,18 @@ def test_real_scenes(real_images, tmp_path):
     # All but side files, non-rasters and multi-band scenes without red, green, blue can supply something now.
     assert grey.version.num_scenes - grey.version.num_rejected > 200
     assert read_version(grey.url) == grey.version
+
+
+def test_a_store_that_fails_during_the_inventory_is_one_line(scenes, tmp_path, monkeypatch):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr("ingest.run.build_inventory", fail)
+    error = PermissionError("s3://b/a.zip: ExpiredToken")
+    with pytest.raises(UserError, match=r"no permission for .*scenes.*s3://b/a.zip: ExpiredToken"):
+        ingest(configure(scenes, tmp_path / "out"))
+    error = storage.StorageError("s3://b/a.zip: gave up", "server")
+    with pytest.raises(IncompleteError) as caught:
+        ingest(configure(scenes, tmp_path / "out"))
+    assert caught.value.lines == ["s3://b/a.zip: gave up"]
+    assert not (tmp_path / "out").exists()

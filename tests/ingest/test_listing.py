@@ -6,7 +6,7 @@ import zipfile
 import pyarrow as pa
 import pytest
 
-from ingest.listing import read_folder
+from ingest.listing import _read_archive, read_folder
 from shards import storage
 from shards.errors import UserError
 
@@ -67,6 +67,20 @@ def test_a_zip_without_permission(tmp_path):
     write_zip(tmp_path / "a.zip", ["x"])
     (tmp_path / "a.zip").chmod(0)
     assert listed(tmp_path)["a.zip"]["reason"] == "unreadable"
+
+
+@pytest.mark.parametrize(("root", "is_local"), [("s3://bucket/x", False), ("/data", True)])
+def test_only_a_local_refusal_is_an_archives_own(root, is_local, monkeypatch):
+    def refuse(url):
+        raise PermissionError("ExpiredToken")
+
+    monkeypatch.setattr("shards.storage.list_zip", refuse)
+    archive = storage.FileInfo(path="a.zip", size=9, etag="e")
+    if is_local:
+        assert _read_archive(root, archive)["reason"].to_pylist() == ["unreadable"]
+        return
+    with pytest.raises(PermissionError, match=r"s3://bucket/x/a.zip: ExpiredToken: check credentials and clock"):
+        _read_archive(root, archive)
 
 
 def test_a_name_that_is_not_unicode_is_escaped(tmp_path):

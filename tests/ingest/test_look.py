@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,9 @@ from ingest.config import Recipe
 from ingest.look import _resolved, probe_chunk, probe_row
 from ingest.reasons import REMEDIES
 from ingest.sandbox import Decoder, DecoderTimeoutError, Limits
+from ingest.scene_row import joined_etag
 from ingest.toolchain import toolchain
+from shards import storage
 from shards.schema import INVENTORY, SCENES
 from tests.ingest.rasters import inventory_row, land, write
 
@@ -192,3 +195,38 @@ def test_sizes_that_a_list_did_not_give_are_looked_up(tmp_path):
     assert rows[0]["size"] == (tmp_path / "a.tif").stat().st_size
     assert rows[0]["state"] == "used"
     assert rows[1]["reason"] == "missing"
+
+
+def test_a_scene_of_which_anything_is_unknown_is_looked_up_whole(tmp_path):
+    place = Place(root=str(tmp_path), absolute=False)
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tif").write_bytes(b"12345")
+        info = storage.stat(f"{tmp_path}/{name}.tif")
+        files.append({"path": f"{name}.tif", "size": info.size, "etag": info.etag, "band": name})
+    row = dict.fromkeys(INVENTORY.names) | {"path": "x", "files": files, "size": 10, "etag": "listed"}
+    assert _resolved(place, row) == row
+    known = row | {"etag": joined_etag(files)}
+    stale = [file | {"etag": "older"} for file in files]
+    for unknown in ({"size": None}, {"etag": None}, {"files": [stale[0], stale[1] | {"size": None}]}):
+        assert _resolved(place, row | {"files": stale, "size": 7, "etag": "older"} | unknown) == known
+    (tmp_path / "b.tif").unlink()
+    assert _resolved(place, row | {"size": None})["reason"] == "missing"
+
+
+def test_members_of_archives_are_looked_up(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/x.tif", b"123")
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    place = Place(root=str(tmp_path), absolute=False)
+    (listed,) = storage.list_zip(f"{tmp_path}/a.zip")
+
+    def found(archive, member):
+        row = dict.fromkeys(INVENTORY.names) | {"path": f"{archive}/{member}", "archive": archive}
+        row = _resolved(place, row)
+        return row["size"], row["etag"], row["reason"]
+
+    assert found("a.zip", "in/x.tif") == (3, listed.etag, None)
+    assert found("a.zip", "y.tif") == (None, None, "missing")
+    assert found("gone.zip", "x.tif") == (None, None, "missing")
+    assert found("bad.zip", "x.tif") == (None, None, "bad_archive")

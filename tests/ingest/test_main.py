@@ -4,7 +4,10 @@ import re
 
 import pytest
 
+import ingest.rebuild
+import ingest.run
 from ingest.__main__ import main
+from ingest.pack import NotDeterministicError
 from shards.errors import UserError
 
 
@@ -49,6 +52,17 @@ def test_wrong_use_is_one_line_and_nothing_is_written(folder, arguments, expecte
         main(placed(folder, arguments))
     assert "\n" not in str(caught.value)
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--scenes", "text"], ["--rebuild", "text"]])
+def test_other_bytes_than_before_are_one_line_and_end_with_1(folder, monkeypatch, capsys, arguments):
+    def fail(config):
+        raise NotDeterministicError("group x gave other bytes")
+
+    monkeypatch.setattr(ingest.run, "ingest", fail)
+    monkeypatch.setattr(ingest.rebuild, "rebuild", fail)
+    assert main(placed(folder, [*arguments, "--out", "out"])) == 1
+    assert capsys.readouterr().err == "ingest: group x gave other bytes\n"
 
 
 @pytest.mark.parametrize("arguments", [["--scenes", "missing", "--out", "out"], ["--scenes", "text", "--tile_px", "5"]])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.places import Places, places_of, resolve
+from ingest.config import IngestConfig
+from ingest.places import Places, located, places_of, resolve
 
 REMOTE = Places(root="s3://bucket/lists", allow=("s3://archive/l8", "https://host"))
 LOCAL = Places(root="/data/lists", allow=("/mnt/disk", "s3://archive"))
@@ -94,3 +95,15 @@ def test_places_of_a_local_list_are_absolute(tmp_path, monkeypatch):
     places = places_of("lists/a.csv", ("more/", "s3://x/"))
     assert places == Places(root=f"{tmp_path}/lists", allow=(f"{tmp_path}/more", "s3://x"))
     assert places.url("a.tif") == f"{tmp_path}/lists/a.tif"
+
+
+def test_local_paths_are_located_once_and_urls_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = located(IngestConfig(scenes="lists/a.csv", out="./data/", allow=("more/", "s3://x/", "/mnt/"), seed=3))
+    assert (found.scenes, found.out) == (f"{tmp_path}/lists/a.csv", f"{tmp_path}/data")
+    assert found.allow == (f"{tmp_path}/more", "s3://x/", "/mnt")
+    assert found.seed == 3
+    monkeypatch.chdir("/")
+    assert located(found) == found
+    remote = IngestConfig(scenes="s3://x/scenes/", out="s3://x/data/")
+    assert located(remote) == remote

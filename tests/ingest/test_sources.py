@@ -1,8 +1,12 @@
 """What `scenes` may name, and where its paths lie."""
 
+import errno
+
 import pytest
 
-from ingest.sources import FOUND, batched, found, kind_of, scenes_root, text
+from ingest.reasons import SceneRejectedError
+from ingest.sources import FOUND, batched, found, kind_of, rejecting, scenes_root, text
+from shards.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,34 @@ def test_found_fills_what_is_missing():
 def test_batched_and_text():
     assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert text("a\udcff") == "a\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "code"),
+    [
+        ("/x.zip", ValueError("no zip file"), "bad_archive"),
+        ("s3://b/x.zip", ValueError("no zip file"), "bad_archive"),
+        ("/x", FileNotFoundError("x"), "missing"),
+        ("s3://b/x", FileNotFoundError("x"), "missing"),
+        ("/x", OSError(errno.ELOOP, "loop"), "missing"),
+        ("/x", OSError(errno.ENAMETOOLONG, "long"), "missing"),
+        ("/x", PermissionError("no"), "unreadable"),
+    ],
+)
+def test_what_rules_a_file_out(url, error, code):
+    with pytest.raises(SceneRejectedError) as caught, rejecting(url):
+        raise error
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("s3://b/x", PermissionError("ExpiredToken")),
+        ("/x", OSError(errno.EIO, "Input/output error")),
+        ("x://b/x", UserError("an unknown scheme")),
+    ],
+)
+def test_what_is_not_the_files_fault_passes(url, error):
+    with pytest.raises(type(error), match=str(error).rpartition("] ")[2]), rejecting(url):
+        raise error

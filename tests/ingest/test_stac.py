@@ -102,6 +102,19 @@ def test_links_that_lead_nowhere_or_outside_are_rows(tmp_path):
     assert rows[0]["detail"].startswith("linked by ")
 
 
+def test_what_a_store_refuses_is_no_row(tmp_path, monkeypatch):
+    def refuse(url):
+        raise PermissionError("ExpiredToken")
+
+    write(tmp_path, {"c.json": catalogue(("item", "a.json"), ("item", "s3://archive/b.json"))})
+    assert [row["reason"] for row in read(tmp_path / "c.json")] == ["missing", "not_allowed"]
+    open_bytes = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda url: open_bytes(url) if url.endswith("c.json") else refuse(url))
+    assert read(tmp_path / "c.json")[0]["reason"] == "unreadable"
+    with pytest.raises(PermissionError, match=r"s3://archive/b.json: ExpiredToken: check credentials and clock"):
+        read(tmp_path / "c.json", allow=("s3://archive",))
+
+
 def test_an_old_version_is_brought_up_to_date(tmp_path):
     old = item("a", stac_version="0.8.1", stac_extensions=["eo"])
     old["properties"] = {"datetime": "2018-01-01T00:00:00Z", "eo:platform": "p", "eo:bands": [{"common_name": "red"}]}

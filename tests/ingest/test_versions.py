@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import rasterio
 
+from ingest.__main__ import main
 from ingest.cluster import cluster
 from ingest.config import IngestConfig, RebuildConfig
 from ingest.rebuild import rebuild
 from ingest.run import ingest
 from shards import storage
+from shards.card.page import write_card
 from shards.curation.dedup import dedup
 from shards.curation.select import select
 from shards.errors import UserError
@@ -228,17 +230,64 @@ def test_a_newer_version_counts_though_the_older_file_is_gone(tmp_path):
     assert not ingest(configure(scenes, tmp_path / "data", **values)).created
 
 
-def test_what_was_missing_is_looked_at_again(tmp_path):
+def test_what_was_missing_is_looked_at_again(tmp_path, capsys):
     write_scene(tmp_path / "archive/a.tif", 1)
     listed = tmp_path / "archive/list.csv"
     listed.write_text("path\na.tif\nb.tif\n")
-    first = ingest(configure(listed, tmp_path / "data"))
-    assert first.rejected == {"missing": 1}
-    assert not ingest(configure(listed, tmp_path / "data")).created
+    command = ["--scenes", str(listed), "--out", str(tmp_path / "data"), "--tile_px", "64"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    told = "1 scenes (1 missing) were left out for what may pass: run the same command again"
+    assert captured.err.splitlines()[-1] == f"ingest: {told}"
+    assert "version 1 made 16 tiles" in captured.out
+    assert main(command) == 1
+    assert "version 1 is already there" in capsys.readouterr().out
     write_scene(tmp_path / "archive/b.tif", 2)
-    second = ingest(configure(listed, tmp_path / "data"))
+    assert main(command) == 0
+    assert "version 2 made 32 tiles" in capsys.readouterr().out
+    (tmp_path / "archive/c.tif").touch()  # rejected by its content
+    listed.write_text("path\na.tif\nb.tif\nc.tif\n")
+    assert main(command) == 0
+
+
+def test_tiles_left_out_for_what_may_pass_are_looked_at_again(tmp_path, monkeypatch):
+    scenes, data = tmp_path / "scenes", tmp_path / "data"
+    for seed in range(3):
+        write_scene(scenes / f"s{seed}.tif", seed)
+    shutil.copy(scenes / "s1.tif", scenes / "copy.tif")
+
+    def crashing(*call):
+        # In a worker: its decoder crashes on one scene.
+        from ingest import pack
+        from ingest.reasons import SceneRejectedError
+
+        well = pack.call_surely
+
+        def call_surely(decode, name, request, access):
+            if any(unit["path"] == "s1.tif" for unit in request["units"]):
+                raise SceneRejectedError("decoder_crashed", "told")
+            return well(decode, name, request, access)
+
+        pack.call_surely = call_surely
+        try:
+            return pack.pack_group(*call)
+        finally:
+            pack.call_surely = well
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest.run.pack_group", crashing)
+        first = ingest(configure(scenes, data))
+        assert first.left_out.passing_tiles == {"decoder_crashed": 16}
+        assert first.version.num_samples == 48
+        again = ingest(configure(scenes, data))
+        assert (again.created, again.version) == (False, first.version)
+        assert again.left_out == first.left_out
+    second = ingest(configure(scenes, data))
     assert second.version.version == 2
-    assert second.rejected == {}
+    assert second.left_out.passing_line == ""
+    assert second.version.digest == ingest(configure(scenes, tmp_path / "fresh")).version.digest
+    assert list(verify(str(data))) == []
+    assert not ingest(configure(scenes, data)).created
 
 
 def test_large_tables_keep_the_samples_of_a_shard_together(tmp_path, monkeypatch):
@@ -263,9 +312,15 @@ def test_a_rebuild_needs_a_place_of_its_own(grown):
 def test_a_lost_card_is_written_again(grown, tmp_path):
     scenes, out, *_ = grown
     shutil.copytree(out, tmp_path / "data")
-    (tmp_path / "data/card.html").unlink()
+    card = tmp_path / "data/card.html"
+    card.unlink()
     assert not ingest(configure(scenes, tmp_path / "data")).created
-    assert (tmp_path / "data/card.html").exists()
+    assert "Version 2" in card.read_text()
+    # As a run leaves it that is killed between the version and its card.
+    write_card(str(tmp_path / "data"), read_version(str(tmp_path / "data"), 1))
+    assert "Version 2" not in card.read_text()
+    assert not ingest(configure(scenes, tmp_path / "data")).created
+    assert "Version 2" in card.read_text()
 
 
 def test_a_failed_ingest_leaves_the_users_own_files_alone(tmp_path):
