@@ -1,13 +1,13 @@
 """The house's own rules: who imports whom, every option is read, nothing but the plan at the top level."""
 
 import ast
-import dataclasses
-import importlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.options import Known, Reader, config_classes, options, options_read
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("shards", "ingest", "pretrain", "eval")
@@ -47,39 +47,36 @@ def test_the_command_line_library_stays_at_the_border():
     assert users == {"shards/cli.py"}
 
 
-def config_fields(stage):
-    module = importlib.import_module(f"{stage}.config")
-    for value in vars(module).values():
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__:
-            yield from ((value.__name__, field.name) for field in dataclasses.fields(value))
-
-
-def attributes_read(tree):
-    """Names of attributes that some code reads."""
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
-    return {node.attr for node in nodes}
-
-
 @pytest.mark.parametrize("stage", ["ingest", "pretrain", "eval"])
 def test_every_option_is_read(stage):
     """An option that no code reads would be a lie in the help text."""
-    read = set()
-    for path in (REPOSITORY / stage).rglob("*.py"):
-        if path.name != "config.py":
-            read |= attributes_read(ast.parse(path.read_text()))
-    # What a configuration works out of its options counts where that is read.
-    for node in ast.walk(ast.parse((REPOSITORY / stage / "config.py").read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name in read:
-            read |= attributes_read(node)
-    fields = set(config_fields(stage))
+    fields = options(config_classes(stage))
     assert fields
-    assert {f"{owner}.{name}" for owner, name in fields if name not in read} == set()
+    assert fields - options_read(stage) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "read"),
+    [
+        ("def f(config: Config): return config.masks.student", {("Config", "masks"), ("MasksConfig", "student")}),
+        ("def f(colour: ColourConfig, other): return colour.student, other.teacher", {("ColourConfig", "student")}),
+        ("def f(config: Config): x, y = config.loss, 3; return x.cls", {("Config", "loss"), ("LossConfig", "cls")}),
+        ("def f(config: Config): return [m.weight for m in config.mix]", {("Config", "mix"), ("MixConfig", "weight")}),
+        ("def f(config: Config): config.seed = 3; return model.depth", set()),
+    ],
+)
+def test_options_of_one_name_are_told_apart(code, read):
+    known = Known(config_classes("pretrain"))
+    reader = Reader(known)
+    for _ in range(2):
+        reader.visit(ast.parse(code))
+    assert known.read == read
 
 
 @pytest.mark.parametrize("stage", ["ingest", "pretrain", "eval"])
 def test_every_option_has_a_help_text(stage, run_stage):
     text = re.sub(r"\s+", " ", run_stage(stage, "--help", check=True).stdout)
-    for _, name in config_fields(stage):
+    for _, name in options(config_classes(stage)):
         shown = re.search(rf"--(?:[a-z_]+\.)*{name}\b[^()]*?", text)
         assert shown, f"{stage} --help does not show {name}"
     source = ast.parse((REPOSITORY / stage / "config.py").read_text())

@@ -1,12 +1,14 @@
 """What a run tells: metrics as JSON lines and as TensorBoard events, and the list of bad samples.
 
-All files are kept in memory and written whole, so that they reach a bucket as well as a local folder, and a resumed
-run never shows what belongs to steps that it makes again.
+A resumed run never shows what belongs to steps that it makes again. Cost: a start reads these files, and the first
+`flush` writes them, with three times their size in memory; later ones write what is new (see `pretrain.runs.growing`).
+No row stays in memory but the last ones. Appending takes some 50 µs; `flush` may be called in another thread.
 """
 
 import io
 import json
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,11 +18,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
 from pretrain.runs.checkpoint import Position
+from pretrain.runs.growing import GrowingFile, whole_lines
 from shards import storage
 from shards.streaming.stream import Replacement
 
+STOPPED = "stopped_"
+"""Begins the key that a row has whose run was stopped by a fault; the fault's kind follows."""
 _FLUSH_SHARE = 0.01
 """Writing may take this share of the time."""
+_ROWS_KEPT = 16
 
 Row = dict[str, float | int]
 
@@ -29,55 +35,66 @@ class Metrics:
     """Append rows and bad samples; `flush` makes them visible."""
 
     def __init__(self, run: str, position: Position) -> None:
-        """Keep what was told up to a position, drop what came after."""
-        self._run = run
-        self._lines = [json.dumps(row) for row in read_rows(run) if row["step"] <= position.step]
-        told = read_bad_samples(run)
-        self._bad = [json.dumps(entry) for entry in told if entry["number"] < position.samples]
-        self._bad_changed = len(self._bad) < len(told)
+        """Keep what was told up to a position, drop what came after, and rows that only say why a start ended."""
+        told, bad = _lines(_rows_url(run)), _lines(bad_samples_url(run))
+        rows = [line for line in told if _stays(json.loads(line), position)]
+        kept = [line for line in bad if json.loads(line)["number"] < position.samples]
+        self._last = deque(map(json.loads, rows[-_ROWS_KEPT:]), maxlen=_ROWS_KEPT)
+        self._num_bad = len(kept)
+        self._rows = GrowingFile(_rows_url(run), _joined(rows), replaces=bool(told))
+        self._bad = GrowingFile(bad_samples_url(run), _joined(kept), replaces=len(kept) < len(bad))
         # TensorBoard merges all event files of a folder; a name per start keeps them apart.
-        self._events_name = f"events.out.tfevents.{position.step:010d}.pera"
-        self._events = io.BytesIO()
-        self._records = RecordWriter(self._events)
-        self._next_flush_s = 0.0
+        events_name = f"events.out.tfevents.{position.step:010d}.pera"
         # START tells TensorBoard to forget what an earlier start wrote for later steps.
-        self._write_event(position.step + 1, session_log=SessionLog(status=SessionLog.START))
+        start = _event(position.step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._events = GrowingFile(storage.join(run, "tensorboard", events_name), start, replaces=True)
+        self._next_flush_s = 0.0
 
     def last_rows(self, number: int) -> list[Row]:
-        """Return the newest rows, oldest first."""
-        return [json.loads(line) for line in self._lines[-number:]]
+        """Return the newest rows, oldest first, at most 16."""
+        assert number <= _ROWS_KEPT, number
+        return list(self._last)[-number:]
 
     @property
     def num_bad(self) -> int:
         """Count of bad samples in the run so far, each as often as it came up."""
-        return len(self._bad)
+        return self._num_bad
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to flush, so that writing takes a hundredth of it."""
+        return time.monotonic() >= self._next_flush_s
 
     def append(self, row: Row) -> None:
-        """Add a row; it holds "step" and figures. Writes the files now and then."""
-        self._lines.append(json.dumps(row))
+        """Add a row; it holds "step" and figures."""
+        self._last.append(row)
+        self._rows.append(_text([row]))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "step"]
-        self._write_event(int(row["step"]), summary=Summary(value=values))
-        if time.monotonic() >= self._next_flush_s:
-            self.flush()
+        self._events.append(_event(int(row["step"]), summary=Summary(value=values)))
 
     def add_bad(self, replaced: Sequence[Replacement]) -> None:
         """Add bad samples to the list."""
-        self._bad += [json.dumps(asdict(each)) for each in replaced]
-        self._bad_changed |= bool(replaced)
+        self._num_bad += len(replaced)
+        if replaced:
+            self._bad.append(_text([asdict(each) for each in replaced]))
 
     def flush(self) -> None:
-        """Write the files."""
+        """Write what was told until now; in one thread at a time.
+
+        Raises:
+            OSError: the disk is full, or not writable.
+            StorageError: the store kept failing.
+        """
         begin_s = time.monotonic()
-        storage.write_bytes(_lines_url(self._run), _text(self._lines))
-        storage.write_bytes(storage.join(self._run, "tensorboard", self._events_name), self._events.getvalue())
-        if self._bad_changed:
-            storage.write_bytes(bad_samples_url(self._run), _text(self._bad))
-            self._bad_changed = False
+        for file in (self._rows, self._events, self._bad):
+            file.flush()
         end_s = time.monotonic()
         self._next_flush_s = end_s + (end_s - begin_s) / _FLUSH_SHARE
 
-    def _write_event(self, step: int, **content: Any) -> None:
-        self._records.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+def stop_kinds(row: Row) -> list[str]:
+    """Return which faults stopped a run, as a row tells; none in the rows of steps."""
+    return [name.removeprefix(STOPPED) for name in row if name.startswith(STOPPED)]
 
 
 def bad_samples_url(run: str) -> str:
@@ -87,7 +104,7 @@ def bad_samples_url(run: str) -> str:
 
 def read_rows(run: str) -> list[Row]:
     """Read all rows of a run's metrics; none where there are none yet."""
-    return _read_lines(_lines_url(run))
+    return _read_lines(_rows_url(run))
 
 
 def read_bad_samples(run: str) -> list[dict[str, Any]]:
@@ -95,15 +112,32 @@ def read_bad_samples(run: str) -> list[dict[str, Any]]:
     return _read_lines(bad_samples_url(run))
 
 
-def _lines_url(run: str) -> str:
+def _rows_url(run: str) -> str:
     return storage.join(run, "metrics.jsonl")
 
 
+def _stays(row: Row, position: Position) -> bool:
+    return row["step"] <= position.step and not stop_kinds(row)
+
+
 def _read_lines(url: str) -> list[Any]:
-    if not storage.exists(url):
-        return []
-    return [json.loads(line) for line in storage.read_bytes(url).decode().splitlines()]
+    return list(map(json.loads, _lines(url)))
 
 
-def _text(lines: list[str]) -> bytes:
-    return "".join(line + "\n" for line in lines).encode()
+def _lines(url: str) -> list[bytes]:
+    return whole_lines(storage.read_bytes(url)) if storage.exists(url) else []
+
+
+def _joined(lines: Sequence[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _text(entries: Sequence[Any]) -> bytes:
+    return _joined([json.dumps(entry).encode() for entry in entries])
+
+
+def _event(step: int, **content: Any) -> bytes:
+    """Return a record of an event file: each stands by itself."""
+    file = io.BytesIO()
+    RecordWriter(file).write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+    return file.getvalue()

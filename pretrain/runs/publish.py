@@ -127,10 +127,11 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
     """Return the content of the folder by file name."""
     # Here: to import them takes seconds.
     from pretrain.pages.figures import read_columns
-    from pretrain.runs.metrics import read_rows
+    from pretrain.runs.metrics import read_rows, stop_kinds
     from pretrain.runs.picture import draw_curves
 
-    rows = [row for row in read_rows(config.run) if row["step"] <= export.description["step"]]
+    last_step = export.description["step"]
+    rows = [row for row in read_rows(config.run) if row["step"] <= last_step and not stop_kinds(row)]
     curves = draw_curves(read_columns(rows), CURVES)
     facts = Facts(
         description=export.description,

@@ -8,14 +8,10 @@ copy into memory used before took 0.2 to 0.6 s on two idle cores, and 1.7 s wher
 them; into fresh memory up to 13 s on the idle ones, hence `Saver.prepare`.
 """
 
-import contextlib
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pretrain.runs.checkpoint import FIELDS, Checkpoint, checkpoints_url, remove_outdated, write_checkpoint
+from pretrain.runs.refusals import refusals_told
 from shards import storage
-from shards.storage.scratch import is_disk_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +58,14 @@ class Saver:
         self._room: Checkpoint | None = None
 
     def __enter__(self) -> "Saver":
-        """Remove what a killed process left of its last save."""
-        storage.remove_unfinished(checkpoints_url(self._run))
+        """Remove what a killed process left of its last save.
+
+        Raises:
+            UserError: no permission, or credentials that do not hold.
+            StorageError: the disk is out of order, or the store kept failing.
+        """
+        with refusals_told(self._run):
+            remove_left_over(self._run)
         return self
 
     def __exit__(
@@ -98,11 +100,25 @@ class Saver:
 
         Raises:
             StorageError: the save before met a full disk, or a store that kept failing.
-            OSError: it met another fault.
+            UserError: it was refused.
         """
         self.wait()
         self._room = take_snapshot(state, into=self._room)
         self._running = self._pool.submit(self._write, self._room, export)
+
+    def beside(self, write: Callable[[], None]) -> None:
+        """Let a function write beside training, unless something is written at the moment; then it may come later.
+
+        Args:
+            write: is called in the saver's thread.
+
+        Raises:
+            StorageError: what was written before met a full disk, or a store that kept failing.
+            UserError: it was refused.
+        """
+        self.check()
+        if self._running is None:
+            self._running = self._pool.submit(write)
 
     def check(self) -> None:
         """Raise the error of a save that has failed since; never waits."""
@@ -121,7 +137,7 @@ class Saver:
                 self._running = None
 
     def _write(self, snapshot: Checkpoint, export: Callable[[Checkpoint], str]) -> None:
-        with full_disk_told(self._run):
+        with refusals_told(self._run):
             export_url = export(snapshot)
             checkpoint_url = write_checkpoint(self._run, snapshot)
         self.saved = Saved(step=snapshot.step, export_url=export_url, checkpoint_url=checkpoint_url)
@@ -132,6 +148,20 @@ class Saver:
         except OSError as error:
             told = f"pretrain: an old checkpoint was not removed, the next save tries again: {error}"
             print(told, file=sys.stderr, flush=True)
+
+
+def remove_left_over(run: str) -> None:
+    """Remove the temporary files that a killed process left, in the run's folder and in those below it.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    # Of a bucket that is all.
+    storage.remove_unfinished(run)
+    if storage.is_local(run):
+        exports = sorted(storage.local_path(storage.join(run, "exports")).glob("*/"))
+        for folder in (checkpoints_url(run), storage.join(run, "tensorboard"), *map(str, exports)):
+            storage.remove_unfinished(folder)
 
 
 def take_snapshot(checkpoint: Checkpoint, into: Checkpoint | None = None) -> Checkpoint:
@@ -170,26 +200,3 @@ def _with_tensors(checkpoint: Checkpoint, room: Checkpoint | None, make: Callabl
         return value
 
     return Checkpoint(**{name: walk(getattr(checkpoint, name), getattr(room, name, None)) for name in FIELDS})
-
-
-@contextlib.contextmanager
-def full_disk_told(run: str) -> Iterator[None]:
-    """Turn the error of a full disk, which names no place and no remedy, into one line.
-
-    Raises:
-        StorageError: the run's disk is full, or the scratch disk that files for a bucket pass.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        local = storage.is_local(run)
-        folder = storage.local_path(run) if local else Path(tempfile.gettempdir())
-        room = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
-        remedy = "free some space, or lower --checkpoint.keep_last" if local else "let TMPDIR name a larger disk"
-        raise storage.StorageError(
-            f"{folder}: {error.strerror} ({room}): what was being saved is lost, earlier checkpoints are whole: "
-            f"{remedy}, and start again",
-            "disk_full",
-        ) from error

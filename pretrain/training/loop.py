@@ -5,7 +5,7 @@ ranks run this; the first one alone writes and prints.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from pretrain.batches.sources import Sources, begin_stream, continued_stream, ma
 from pretrain.config import Config
 from pretrain.model.flops import step_flops
 from pretrain.model.losses import feature_rank, feature_spread
-from pretrain.runs.checkpoint import Checkpoint, Position, load_newest, read_checkpoint
+from pretrain.runs.checkpoint import Checkpoint, Position
 from pretrain.runs.export import Origin
 from pretrain.runs.metrics import Row
 from pretrain.runs.record import (
@@ -32,14 +32,17 @@ from pretrain.runs.record import (
     versions,
     write_config,
 )
+from pretrain.runs.refusals import refusals_told
+from pretrain.training.agreement import account, require_alike
+from pretrain.training.faults import FAULTS, stop_row
 from pretrain.training.gauge import Gauge, Stretch, costs
 from pretrain.training.network import shapes
+from pretrain.training.newest import newest_checkpoint
 from pretrain.training.peak import matmul_peak
 from pretrain.training.ranks import Ranks, joined
 from pretrain.training.stopping import StopRequest
 from pretrain.training.trainer import StepOutcome, Trainer, build_trainer, choose_device
 from pretrain.training.writer import Writer, writing
-from shards.errors import UserError
 from shards.streaming.state import StreamState, state_at
 from shards.streaming.stream import Replacement, Stream
 
@@ -86,7 +89,8 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
         stop: asked at each step: whether to save and leave; by default never.
 
     Raises:
-        UserError: the datasets, the device, the configuration or the run folder do not fit; nothing was written.
+        UserError: the datasets, the device, the configuration or the run folder do not fit, or ranks were given
+            different ones; nothing was written. Or a write to the run was refused.
         NonFiniteError: training diverged.
         CorruptSampleError: a sample is damaged or does not decode, and was not to be replaced.
         StorageError: a store kept failing.
@@ -96,6 +100,8 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
         device = ranks.agree(lambda: choose_device(config))
         opened = ranks.agree(lambda: _open(config))
         sources = opened.sources
+        own = account(config, sources, device, goes_on=opened.record is not None)
+        require_alike(ranks, own, config.run)
         trainer, step, state = _start(config, opened, ranks, device)
         queued_steps = config.loader.workers * STEPS_PER_WORKER
         continued = continued_stream(
@@ -122,42 +128,30 @@ def _open(config: Config) -> _Opened:
 
 def _begin(config: Config, opened: _Opened) -> None:
     """Write what says that this run is here."""
-    if opened.record:
-        write_config(config)
-        return
-    record = RunRecord(
+    with refusals_told(config.run, "nothing was begun"):
+        if opened.record:
+            write_config(config)
+        else:
+            create_run(config, _make_record(opened))
+
+
+def _make_record(opened: _Opened) -> RunRecord:
+    return RunRecord(
         digests=opened.sources.digests,
         dataset_versions=tuple(dataset.version.version for dataset in opened.sources.datasets),
         mean=opened.colour.mean,
         std=opened.colour.std,
     )
-    create_run(config, record)
 
 
 def _start(config: Config, opened: _Opened, ranks: Ranks, device: torch.device) -> tuple[Trainer, int, StreamState]:
     """Build the trainer and go to the newest checkpoint; return the steps made and where the stream stands."""
-    checkpoint = _newest(ranks, config)
+    checkpoint = newest_checkpoint(ranks, config)
     trainer = build_trainer(config, opened.sources, opened.colour, ranks, device, starts=checkpoint is None)
     if checkpoint is None:
         return trainer, 0, ranks.agree(lambda: begin_stream(config, opened.sources))
     trainer.load(checkpoint)
     return trainer, checkpoint.step, StreamState.from_json(checkpoint.stream)
-
-
-def _newest(ranks: Ranks, config: Config) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, the same on all ranks; None where there is none yet.
-
-    Raises:
-        UserError: it is one of another run.
-    """
-    found = ranks.agree(lambda: load_newest(config.run) if ranks.is_first else None)
-    url = ranks.first(found[1] if found else None)
-    if url is None:
-        return None
-    checkpoint = ranks.agree(lambda: found[0] if found else read_checkpoint(url))
-    if checkpoint.record["config_sha256"] != identity_sha256(config):
-        raise UserError(f"{url} is of a run of another configuration: remove it, or choose another --run")
-    return checkpoint
 
 
 def _finished(trainer: Trainer, position: Position) -> Outcome:
@@ -185,10 +179,13 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
             origin = make_origin(config, opened.sources)
             writer = stack.enter_context(writing(config, plan, origin, opened.colour, position))
         gauge = Gauge(trainer.device)
-        for step, delivery in enumerate(gauge.watch(deliveries), first):
-            outcome = trainer.step(step, delivery.batch, stop.asked)
+        watched = _watched(gauge, deliveries, position, scale, writer)
+        for step, delivery in enumerate(watched, first):
+            outcome = trainer.step(step, delivery.batch, lambda: stop.asked)
             position = Position(step=step + 1, samples=position.samples + config.loader.batch)
-            stopped = outcome.stop and position.step < plan.stop_step
+            # Who is alone need not agree with anybody.
+            asked = outcome.stop or (trainer.ranks.world == 1 and stop.asked)
+            stopped = asked and position.step < plan.stop_step
             if stopped or position.step == plan.stop_step:
                 stop.leaving()
             saves = stopped or plan.saves_after(position.step)
@@ -223,6 +220,25 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
     )
 
 
+def _watched(
+    gauge: Gauge, deliveries: Iterator[Delivery], position: Position, scale: "Scale", writer: Writer | None
+) -> Iterator[Delivery]:
+    """Yield deliveries from a position on; where a fault ends them, tell it as the last row of metrics."""
+    step = position.step
+    try:
+        for delivery in gauge.watch(deliveries):
+            yield delivery
+            step += 1
+    except FAULTS as error:
+        samples = position.samples + (step - position.step) * scale.batch
+        stretch = gauge.take()
+        # What stops a run before its first step is told by nothing but its message: rows belong to steps.
+        if writer and step:
+            row = stop_row(error, Position(step=step, samples=samples), stretch, num_samples=scale.num_samples)
+            writer.tell_stop(row, stretch.replaced)
+        raise
+
+
 def _remaining(trainer: Trainer, maker: BatchMaker, position: Position) -> Generator[Delivery, None, None]:
     """Return the deliveries from a position, where the maker's stream begins, to where the run stops."""
     return deliver(
@@ -239,6 +255,8 @@ class Scale:
 
     num_samples: int
     """Of an epoch."""
+    batch: int
+    """Samples of a step, over all ranks."""
     step_flops: int
     """Of a step on one rank."""
     peak_flops_per_s: float
@@ -251,6 +269,7 @@ class Scale:
         batch = config.loader.batch // trainer.ranks.world
         return cls(
             num_samples=sources.num_samples,
+            batch=config.loader.batch,
             step_flops=step_flops(config, len(sources.bands), batch).total,
             peak_flops_per_s=matmul_peak(trainer.device, dtype),
         )
@@ -277,7 +296,7 @@ def _tell(
         **asdict(outcome.rates),
         **costs(
             stretches,
-            batch=trainer.config.loader.batch,
+            batch=scale.batch,
             step_flops=scale.step_flops,
             peak_flops_per_s=scale.peak_flops_per_s,
         ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # it is, though not by name; DDP looks at it
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config import Config
@@ -100,7 +101,21 @@ def make_network(model: PerA, config: Config, ranks: Ranks) -> Network:
         return Network(model=model, replicas=None, sharded=False)
     # The centre is the same on all ranks: there is nothing to send.
     replicas = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    if ranks.world > 2 and next(model.parameters()).device.type == "cpu":
+        replicas.register_comm_hook(ranks, _mean_of_each)
     return Network(model=model, replicas=replicas, sharded=False)
+
+
+def _mean_of_each(ranks: Ranks, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Replace gradients by their means over the ranks, one by one, so that no sum depends on where a gradient lies.
+
+    DDP packs gradients together, in another order after a process's first step, and gloo adds up three parts and more
+    in an order that depends on a value's place in the pack. So the first step after a stop would differ in the last
+    bits. Costs a message for each parameter; two parts make the same sum in any order, and are sent packed.
+    """
+    bucket.buffer().div_(ranks.world)
+    sums = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
+    return torch.futures.collect_all([each.get_future() for each in sums]).then(lambda _: bucket.buffer())
 
 
 def _share_out(model: PerA) -> None:

@@ -6,7 +6,7 @@ it. Gradients are means over the batch, however it is shared out among ranks and
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,13 +66,14 @@ class Trainer:
         """What is trained."""
         return self.network.model
 
-    def step(self, step: int, batch: Batch, stop: bool = False) -> StepOutcome:
+    def step(self, step: int, batch: Batch, stop: Callable[[], bool] = lambda: False) -> StepOutcome:
         """Make optimiser step `step` (from 0).
 
         Args:
             step: its number.
             batch: of this rank.
-            stop: whether this rank was asked to stop: all hear of it.
+            stop: says whether this rank was asked to stop; called once, when the ranks are about to exchange what they
+                found, so that all leave after the same step.
 
         Raises:
             NonFiniteError: on all ranks, before anything is changed.
@@ -102,7 +103,9 @@ class Trainer:
         self.network.load_state(checkpoint.model)
         self.network.load_moments(checkpoint.optimiser, self.optimiser)
 
-    def _backward(self, step: int, parts: Sequence[Batch], rates: Rates, stop: bool) -> tuple["Means", Tensor]:
+    def _backward(
+        self, step: int, parts: Sequence[Batch], rates: Rates, stop: Callable[[], bool]
+    ) -> tuple["Means", Tensor]:
         """Leave the gradient of the whole batch in the parameters; return means over it, and this rank's features."""
         counts = self.config.loss.koleo > 0
         koleo = self._koleo_ahead(step, parts) if counts and len(parts) > 1 else None
@@ -117,7 +120,8 @@ class Trainer:
             outputs.append(output.detached())
         # Else it is a figure alone.
         koleo = koleo or self._koleo([output.spread_VBX for output in outputs])
-        mean = torch.stack([Means.of(output, koleo.value, stop).values for output in outputs]).mean(0)
+        mean = torch.stack([Means.of(output, koleo.value).values for output in outputs]).mean(0)
+        mean[_NAMES.index("stop")] = float(stop())
         return Means(self.ranks.mean_(mean)), torch.cat([output.student.cls_features_NW for output in outputs])
 
     def _koleo_ahead(self, step: int, parts: Sequence[Batch]) -> "Koleo":
@@ -176,9 +180,9 @@ class Means:
     """First the scalars of `_NAMES`, then the teacher's mean scores [K], then its mean assignment [K]."""
 
     @classmethod
-    def of(cls, output: PeraOutput, koleo: Tensor, stop: bool) -> "Means":
-        """Put together what a micro-batch gives."""
-        parts = {**output.parts, "koleo": koleo, "stop": koleo.new_tensor(float(stop))}
+    def of(cls, output: PeraOutput, koleo: Tensor) -> "Means":
+        """Put together what a micro-batch gives; nobody is asked to stop yet."""
+        parts = {**output.parts, "koleo": koleo, "stop": koleo.new_zeros(())}
         scalars = torch.stack([parts[name].float() for name in _NAMES])
         return cls(torch.cat([scalars, output.teacher_mean_K.float(), output.assignment_K.float()]))
 

@@ -11,10 +11,13 @@ from pretrain.runs.checkpoint import Checkpoint, Position
 from pretrain.runs.export import Origin, describe, write_export
 from pretrain.runs.exports import export_url
 from pretrain.runs.metrics import Metrics, Row
-from pretrain.runs.saver import Saved, Saver, full_disk_told
+from pretrain.runs.refusals import refusals_told
+from pretrain.runs.saver import Saved, Saver
 from pretrain.training.alarm import ROWS, Alarm
 from pretrain.training.plan import Plan
+from shards.errors import UserError
 from shards.progress import Progress
+from shards.storage.retry import StorageError
 from shards.streaming.stream import Replacement
 
 _TEACHER = "teacher.backbone."
@@ -34,19 +37,38 @@ class Writer:
         self._saver = Saver(config.run, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_steps)
 
     def tell(self, row: Row, replaced: Sequence[Replacement]) -> None:
-        """Add a row to the metrics and bad samples to their list; say it where training collapses."""
+        """Add a row to the metrics and bad samples to their list; say it where training collapses.
+
+        Raises:
+            StorageError: a disk is full, or a store kept failing, in a write that was begun before.
+            UserError: that write was refused.
+        """
         row["alarm"], texts = self._alarm.look(row)
         for text in texts:
             print(f"pretrain: alarm at step {row['step']}: {text}", file=sys.stderr, flush=True)
+        self._add(row, replaced)
+        if self._metrics.is_due:
+            self._saver.beside(self._flush)
+
+    def tell_stop(self, row: Row, replaced: Sequence[Replacement]) -> None:
+        """Add the last row of a start that a fault ends: it is written when the writer is left."""
+        self._add(row, replaced)
+
+    def _add(self, row: Row, replaced: Sequence[Replacement]) -> None:
+        # In this order: a row never counts a bad sample that is not listed.
         self._metrics.add_bad(replaced)
-        with full_disk_told(self._config.run):
-            self._metrics.append(row)
+        self._metrics.append(row)
+
+    def _flush(self) -> None:
+        with refusals_told(self._config.run):
+            self._metrics.flush()
 
     def show(self, step: int, row: Row) -> None:
         """Show how many steps are made, and figures of the last row; raise what has befallen a save since.
 
         Raises:
             StorageError: a disk is full, or a store kept failing.
+            UserError: a write was refused.
         """
         self._saver.check()
         self._progress.update(step, line_figures(row) if row else "")
@@ -67,13 +89,13 @@ class Writer:
         description = describe(self._config.model, self._origin, position, mean=colour.mean, std=colour.std)
 
         def export(snapshot: Checkpoint) -> str:
+            # Before the checkpoint appears, after which nobody makes these rows again.
+            self._metrics.flush()
             url = export_url(self._config.run, position.step)
             names = [name for name in snapshot.model if name.startswith(_TEACHER)]
             write_export(url, {name.removeprefix(_TEACHER): snapshot.model[name] for name in names}, description)
             return url
 
-        with full_disk_told(self._config.run):
-            self._metrics.flush()
         self._saver.save(checkpoint, export)
 
     @property
@@ -87,16 +109,25 @@ class Writer:
         return self._metrics.num_bad
 
     def finish(self) -> None:
-        """Draw the curves: when nothing hurries."""
-        with full_disk_told(self._config.run):
-            self._metrics.flush()
+        """Draw the curves: when nothing hurries, and all rows are read into memory."""
+        self._saver.wait()
+        self._flush()
+        with refusals_told(self._config.run):
             write_curves(self._config.run)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Finish a save that runs, whatever comes."""
-        with self._saver:
-            yield
+        """Finish a save that runs and write what was told, whatever comes."""
+        try:
+            with self._saver:
+                yield
+        except BaseException:
+            try:
+                self._flush()
+            except (StorageError, UserError) as failure:
+                print(f"pretrain: besides, the metrics were not written: {failure}", file=sys.stderr, flush=True)
+            raise
+        self._flush()
 
 
 @contextmanager

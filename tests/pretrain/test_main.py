@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from pretrain.__main__ import main, report
 from pretrain.runs.checkpoint import Position, list_checkpoints
 from pretrain.training.loop import Outcome
 from pretrain.training.ranks import ToldElsewhereError
+from shards import storage
+from shards.cli import exit_with
 from shards.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,6 +62,62 @@ def test_what_the_data_do_not_allow_is_one_line(data_url, tmp_path):
         main(["--data", data_url, "--run", str(tmp_path / "run"), "--model.image_px", "448"])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda"], "device cuda: this machine has 0 CUDA devices"),
+        (["--bands", "[nir]"], "has no band nir"),
+        ([], "is not empty and holds no run"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_exit_2(data_url, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    run = tmp_path / "run"
+    if not arguments:
+        run.mkdir()
+        (run / "thesis.txt").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--data", data_url, "--run", str(run), *arguments, *SMALL])
+    with pytest.raises(SystemExit) as left:
+        exit_with("pretrain", main)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pretrain: error: ")
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def read_only(folder):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a disk")
+
+
+def test_a_disk_that_takes_nothing_is_one_line_and_exit_1(data_url, tmp_path, capsys):
+    read_only(tmp_path)
+    try:
+        code = main(["--data", data_url, "--run", str(tmp_path / "run"), "--max_steps", "1", *SMALL])
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"pretrain: error: {tmp_path}/run: the disk or store refuses .*Read-only.*", line)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "model.safetensors"])
+def test_a_write_that_is_refused_is_the_users(data_url, tmp_path, monkeypatch, name):
+    write_bytes = storage.write_bytes
+
+    def refuse(url, data):
+        if url.endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", url)
+        write_bytes(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    with pytest.raises(UserError, match=r"no permission for .*/run: check its mode or your credentials"):
+        main(["--data", data_url, "--run", str(tmp_path / "run"), "--max_steps", "2", *SMALL])
 
 
 def start(*arguments):
@@ -128,17 +187,8 @@ def stuck(*arguments):
     print("stuck", flush=True)
     time.sleep(600)
 
-def ask_in_the_middle(self, number, batch, stop, step=Trainer.step):
-    if number == 1:
-        # Only the step after this one will be the last: it hears of the signal before it begins.
-        assert stop
-        time.sleep(600)
-    print("stuck", flush=True)
-    time.sleep(0.3)
-    return step(self, number, batch, stop)
-
 if sys.argv[1] == "step":
-    Trainer.step = ask_in_the_middle
+    Trainer.step = stuck
 else:
     saver.write_checkpoint = stuck
 sys.exit(main(sys.argv[2:]))

@@ -95,6 +95,12 @@ def test_stochastic_depth_is_the_papers(name):
     assert parse(name).model.drop_path == 0.3
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_long_runs_have_a_row_every_50_steps(name):
+    # 200 epochs of the paper's five million images are millions of steps.
+    assert parse(name).log_every == 50
+
+
 @pytest.mark.parametrize("row", sorted(path.stem for path in REPRODUCE.glob("rows/*.yaml")))
 def test_every_row_of_the_reproduced_table_is_valid_and_made(row):
     files = [REPRODUCE / "table.yaml", REPRODUCE / "rows" / f"{row}.yaml"]

@@ -121,6 +121,14 @@ def test_the_card_is_filled_in_from_the_run(out, tiny, backbones):
     assert "None" not in text.replace(code_block(out), "")
 
 
+def test_rows_that_say_why_a_start_ended_are_none_of_the_cards(tiny, backbones, tmp_path):
+    metrics = Path(tiny.run, "metrics.jsonl")
+    stop = {"step": 4, "samples": 40, "epoch": 0.25, "stopped_server": 1}
+    metrics.write_text("".join(json.dumps(each) + "\n" for each in [row(2), row(4), stop]))
+    publish(ExportConfig(run=tiny.run, out=str(tmp_path / "hub")))
+    assert "| `loss` | 5 |" in (tmp_path / "hub" / "README.md").read_text()
+
+
 def test_the_configuration_makes_the_same_run_again(out, tiny):
     text = (out / "README.md").read_text()
     (command,) = re.findall(r"^python -m pretrain (--.*)$", text, re.MULTILINE)

@@ -146,7 +146,7 @@ CALLS = {
 def test_an_error_of_the_thread_is_raised_by_the_next_call_once(tmp_path, call, capsys):
     with Saver(str(tmp_path), keep_last=1) as saver:
         saver.save(make(1), fail)
-        with pytest.raises(ConnectionError, match="gone at step 1"):
+        with pytest.raises(storage.StorageError, match="the node is gone at step 1"):
             call(saver)
     assert list_checkpoints(str(tmp_path)) == {}
     assert saver.saved is None
@@ -161,7 +161,7 @@ def leave_after(run, export, error=None):
 
 
 def test_an_error_of_the_last_save_is_raised_on_leaving(tmp_path):
-    with pytest.raises(ConnectionError, match="gone at step 1"):
+    with pytest.raises(storage.StorageError, match="the node is gone at step 1"):
         leave_after(str(tmp_path), fail)
 
 
@@ -175,7 +175,8 @@ def test_who_leaves_by_an_error_finishes_the_save(tmp_path, error):
 def test_who_leaves_by_an_error_is_told_of_the_saves_own(tmp_path, capsys):
     with pytest.raises(ValueError, match="diverged"):
         leave_after(str(tmp_path), fail, ValueError("diverged"))
-    assert capsys.readouterr().err == "pretrain: besides, the last save failed: the node is gone at step 1\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pretrain: besides, the last save failed: {tmp_path}: the disk or store refuses (the ")
 
 
 def test_a_failed_removal_is_told_and_made_good(tmp_path, capsys, monkeypatch):
@@ -212,6 +213,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_told_in_one_line_and_harms_nothing(small_disk):
     run = str(small_disk / "run")
+    storage.write_bytes(f"{run}/exports/step_00000001/model.safetensors", bytes(100_000))
     with Saver(run, keep_last=2) as saver:
         saver.save(make(1, size=100_000), no_export)  # 0.8 MB
         saver.save(make(2, size=100_000), no_export)
@@ -220,6 +222,7 @@ def test_a_full_disk_is_told_in_one_line_and_harms_nothing(small_disk):
             saver.wait()
     message = str(caught.value)
     assert message.startswith(f"{run}: No space left on device (")
+    assert f"free some space ({run}/exports has 0.1 MB, and none of it is ever removed here)" in message
     assert message.endswith("lower --checkpoint.keep_last, and start again")
     assert "\n" not in message
     files = sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir())
@@ -241,6 +244,41 @@ def test_a_full_scratch_disk_is_told_for_a_run_in_a_bucket(small_disk, object_st
             saver.wait()
     assert values(load_newest(run)[0]) == {1}
     assert list(small_disk.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_wherever_it_lies(tmp_path):
+    folders = [tmp_path / name for name in ("", "checkpoints", "tensorboard", "exports/step_00000002")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".model.safetensors.x7.tmp").write_text("half")
+        (folder / "whole").touch()
+    with Saver(str(tmp_path), keep_last=1):
+        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"whole"}
+
+
+def test_uploads_that_a_killed_process_left_in_a_bucket_go(object_store, tmp_path):
+    run = storage.join(object_store, "left", tmp_path.name)
+    fs, path = storage.filesystem(run)
+    bucket, _, key = path.partition("/")
+    for name in ("exports/step_00000002/model.safetensors", "metrics.jsonl"):
+        fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{key}/{name}")
+    with Saver(run, keep_last=1):
+        assert not fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")
+
+
+def test_others_write_in_the_savers_thread_when_nothing_is_saved(tmp_path):
+    go_on, told = threading.Event(), []
+
+    def export(snapshot):
+        go_on.wait()
+        return ""
+
+    with Saver(str(tmp_path), keep_last=1) as saver:
+        saver.beside(lambda: told.append(threading.current_thread().name))
+        saver.save(make(1), export)
+        saver.beside(lambda: told.append("now"))
+        go_on.set()
+    assert told == ["saver_0"]
 
 
 KILLED_AGAIN_AND_AGAIN = """

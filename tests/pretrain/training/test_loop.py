@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 from pretrain.config import Config, MixConfig
+from pretrain.pages.figures import MEANINGS
 from pretrain.runs.checkpoint import list_checkpoints
-from pretrain.runs.metrics import read_bad_samples, read_rows
+from pretrain.runs.metrics import read_bad_samples, read_rows, stop_kinds
 from pretrain.training.loop import train
 from pretrain.training.stopping import StopRequest
 from pretrain.training.trainer import Trainer
@@ -103,17 +104,21 @@ def test_stopped_and_resumed_equals_uninterrupted(tiny, tmp_path):
     assert weights(whole) == weights(resumed)
 
 
-def test_asked_to_stop_it_saves_there_and_goes_on_as_if_nothing_had_been(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["_forward", "step"])
+def test_asked_to_stop_in_a_step_it_saves_after_it_and_goes_on_as_if_nothing_had_been(
+    tiny, tmp_path, monkeypatch, where
+):
     whole = train(replace(tiny, run=str(tmp_path / "whole")))
     asked = StopRequest()
-    step = Trainer.step
+    method = getattr(Trainer, where)
 
-    def third(self, number, batch, stop):
-        asked.asked = number == 1
-        return step(self, number, batch, stop)
+    def asking(self, number, *arguments):
+        result = method(self, number, *arguments)
+        asked.asked = number == 2
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", third)
+        patch.setattr(Trainer, where, asking)
         outcome = train(tiny, asked)
     assert (outcome.stopped, outcome.position.step) == (True, 3)
     assert 3 in list_checkpoints(tiny.run)
@@ -224,6 +229,7 @@ def test_a_run_leaves_what_it_promises(tiny):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["samples"] == outcome.position.samples == 60
     assert rows[-1]["ema"] == 1
+    assert all(row.keys() >= MEANINGS.keys() for row in rows)
     assert all(isinstance(value, int | float) for value in rows[-1].values())
     assert list((run / "tensorboard").iterdir())
     # Saves follow rows 2, 4 and 6.
@@ -310,6 +316,7 @@ def test_a_bad_sample_stops_the_run_and_harms_nothing(variant, tmp_path, write_d
     with pytest.raises(CorruptSampleError, match="does not match its checksum"):
         train(config)
     assert_equal_state(load(list_checkpoints(config.run)[2]), before)
+    assert stop_kinds(read_rows(config.run)[-1]) == ["corrupt"]
 
 
 def test_bad_samples_are_replaced_and_listed_once_whatever_happens(variant, tmp_path, write_dataset):
@@ -365,7 +372,6 @@ def test_nothing_is_written_where_nothing_fits(variant, change, message):
     assert not Path(config.run).exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_run_may_live_in_a_bucket(tiny, object_store):
     config = replace(tiny, run=f"{object_store}/runs/tiny", max_steps=2)
     train(config)

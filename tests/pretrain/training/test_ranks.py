@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from pretrain.training.loop import train
 from pretrain.training.ranks import Ranks, ToldElsewhereError
 from shards.errors import UserError
 from shards.storage.retry import StorageError
+from tests.pretrain.forked import run_ranks
 from tests.pretrain.training.test_trainer import assert_same_training
 
 REPOSITORY = Path(__file__).parents[3]
@@ -119,6 +121,47 @@ def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad
     assert train(both).first_step == 14
     assert_same_training(alone.run, both.run, rel=1e-4)
     assert read_bad_samples(both.run) == read_bad_samples(alone.run) != []
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_that_stop_and_go_on_equal_those_that_do_not_bit_by_bit(variant, tmp_path, world):
+    config = variant(schedule__length="5 steps", loader__batch=12, checkpoint__every="5 steps")
+    whole, parts = (replace(config, run=str(tmp_path / name)) for name in ("whole", "parts"))
+    codes, errors = run_ranks([whole] * world, [replace(parts, max_steps=3)] * world, [parts] * world)
+    assert codes == [[0] * world] * 3, errors
+    assert "Warning" not in errors
+    left, right = (read_checkpoint(list_checkpoints(run)[5]) for run in (whole.run, parts.run))
+    assert max(list_checkpoints(whole.run)) == 5
+    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+    for name, moments in left.optimiser.items():
+        assert all(torch.equal(value, right.optimiser[name][key]) for key, value in moments.items()), name
+
+
+ODD_SECOND_RANK = """
+import math, signal
+from pretrain.training.trainer import Trainer
+
+forward = Trainer._forward
+
+def odd(self, step, number, part, temperature):
+    output = forward(self, step, number, part, temperature)
+    if rank == 1 and step == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return output._replace(loss=output.loss * math.nan) if rank == 1 and step == 4 else output
+
+Trainer._forward = odd
+"""
+
+
+def test_what_befalls_one_rank_in_a_step_all_of_them_leave_by_together(variant):
+    config = variant(schedule__length="9 steps", loader__batch=12, checkpoint__every="9 steps")
+    codes, errors = run_ranks([config] * 2, [config] * 2, prelude=ODD_SECOND_RANK)
+    # Who starts ranks elsewhere must not take the first one for finished; then it is no number for both.
+    assert codes == [[1, 0], [1, 1]], errors
+    assert list(list_checkpoints(config.run)) == [3]
+    assert "stopped by SIGTERM at step 3 of 9" in errors
+    assert errors.count("pretrain: error: step 4: a loss or the gradient is not finite") == 2
+    assert [row["step"] for row in read_rows(config.run)] == [1, 2, 3, 4]
 
 
 def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(config, wait_until_gone):
