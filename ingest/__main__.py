@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         return _incomplete(error)
     except NotDeterministicError as error:
         return _stopped(error)
-    _report(outcome)
+    _report(outcome, config.out)
     if outcome.left_out.passing_line:
         print(f"ingest: {outcome.left_out.passing_line}", file=sys.stderr)
         return 1
@@ -94,7 +94,8 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
-def _report(outcome: Outcome) -> None:
+def _report(outcome: Outcome, out: str) -> None:
+    """Print what came out; `out` is the dataset's URL as the user wrote it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -112,7 +113,7 @@ def _report(outcome: Outcome) -> None:
     bands = ", ".join(f"{band.name} {band.mean:.1f} ± {band.std:.1f}" for band in version.bands)
     # Not by rich: a path may hold what it takes for markup.
     print(
-        f"{outcome.url} version {version.version} {state} {version.num_samples} tiles of {version.tile_px}² "
+        f"{out} version {version.version} {state} {version.num_samples} tiles of {version.tile_px}² "
         f"{version.dtype} from {used} of {version.num_scenes} files, {version.num_shards} shards, "
         f"{version.num_bytes / 1e6:.1f} MB"
     )
@@ -120,8 +121,8 @@ def _report(outcome: Outcome) -> None:
     if outcome.gone:
         print(f"{outcome.gone} scenes are no longer where they were; their tiles stay (leave them out: shards select)")
     print(f"digest: {version.digest}")
-    print(f"card: {outcome.url.rstrip('/')}/card.html   log: {outcome.url.rstrip('/')}/ingest.jsonl")
-    print(f"next: make pretrain DATA={outcome.url} RUN=<folder or URL>")
+    print(f"card: {out.rstrip('/')}/card.html   log: {out.rstrip('/')}/ingest.jsonl")
+    print(f"next: make pretrain DATA={out} RUN=<folder or URL>")
 
 
 if __name__ == "__main__":
