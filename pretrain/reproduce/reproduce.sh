@@ -6,8 +6,8 @@
 #
 # Everything goes on where it was: kill it, start it again with the same words. PARTS="main table" chooses what is made,
 # ROWS and SEEDS which rows of the table (names of pretrain/reproduce/rows/*.yaml); ARGS are more words for each
-# training. RANKS: processes of a training; so small a model trains 1.2 x faster with a process than with a thread for
-# each of two cores. To see in a few minutes that all of it runs: ARGS="--max_steps 2" in a folder of its own.
+# training. RANKS: processes of a training on the CPU; for so small a model one for each core is better than
+# a thread for each. To see in a few minutes that all of it runs: ARGS="--max_steps 2" in a folder of its own.
 set -euo pipefail
 
 data=${1:?DATA: folder with one folder of images for every class} out=${2:?OUT: folder for everything that is made}
