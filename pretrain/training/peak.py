@@ -38,13 +38,14 @@ def product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> floa
     """Return the time of one product of two square matrices."""
     left, right = torch.ones(2, side, side, device=device, dtype=dtype)
     result = torch.empty_like(left)
-    _wait(device)
+    wait_for(device)
     begin_s = time.perf_counter()
     torch.mm(left, right, out=result)
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - begin_s
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Return when a device has done all that it was given; a CPU has already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,8 +7,11 @@ from it.
 import statistics
 from collections.abc import Callable, Mapping
 
+import torch
+
 from pretrain.config import Config
 from tests.bench.train_memory import cost
+from tests.bench.train_options import Options
 from tests.bench.train_setup import SMALL, make_trainer, noise_batch, with_batch, with_depth
 from tests.bench.train_step import race
 
@@ -17,7 +20,7 @@ _BATCHES = {size: with_batch(SMALL, size) for size in (8, 16, 32)}
 _DEPTHS = {depth: with_depth(with_batch(SMALL, 8), depth) for depth in (6, 12, 24)}
 
 
-def print_tables(_: bool) -> None:
+def print_tables(_: Options) -> None:
     """Measure and print."""
     print(f"\n{'Cost of a step':20}{'':>8}{'s':>8}{'off the line':>14}{'memory':>13}{'off the line':>14}{'asked':>9}")
     print_series("batch", _BATCHES)
@@ -26,7 +29,7 @@ def print_tables(_: bool) -> None:
 
 def print_series(what: str, configs: Mapping[int, Config]) -> None:
     """Measure three sizes, and compare the middle one with the line through the others."""
-    times, _ = race([_step(config) for config in configs.values()])
+    times, _ = race([_step(config) for config in configs.values()], torch.device("cpu"))
     seconds = [statistics.median(each) for each in times]
     memory = [cost(config).peak_bytes / 2**20 for config in configs.values()]
     sizes = list(configs)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.config import Config
+from tests.bench.train_options import Options
 from tests.bench.train_setup import CONFIGS, dense, make_trainer, noise_batch
 
 _STEPS, _ASKED = 3, 0.45
@@ -27,7 +28,7 @@ class Cost(NamedTuple):
     peak_bytes: int
 
 
-def print_tables(_: bool) -> None:
+def print_tables(_: Options) -> None:
     """Measure and print."""
     print(f"\n{'Memory of a step':20}{'batch':>6}{'ours':>10}{'dense':>10}{'ours / dense':>14}{'asked':>9}")
     for name, config in CONFIGS.items():

@@ -8,7 +8,7 @@ own, attention is torch's fused one.
 Shape legend: N = V views · B images, view-major; C bands, L patches, W width, K prototypes, D values of a patch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from timm.layers import DropPath
@@ -32,6 +32,10 @@ class DenseViews:
     student_NL: Tensor
     learnable_NL: Tensor
     teacher_NL: Tensor
+
+    def to(self, device: torch.device) -> "DenseViews":
+        """Return the same on a device."""
+        return DenseViews(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def double(self) -> "DenseViews":
         """Return the same with images in float64."""
@@ -157,7 +161,7 @@ class PlainPerA(nn.Module):
     def cross_entropy(self, student_NK: Tensor, teacher_NK: Tensor, temperature: float) -> Tensor:
         """Return the mean over all pairs, and let the centre follow."""
         p_NK = functional.softmax((teacher_NK - self.centre) / temperature, dim=-1)
-        self.centre.lerp_(teacher_NK.mean(0), 1 - self.config.loss.centre_momentum)
+        self.centre.lerp_(teacher_NK.mean(0).to(self.centre.dtype), 1 - self.config.loss.centre_momentum)
         log_q_NK = functional.log_softmax(student_NK / self.config.loss.student_temperature, dim=-1)
         return -(p_NK * log_q_NK).sum(-1).mean()
 
@@ -172,15 +176,19 @@ class PlainTrainer:
     """AdamW as it comes, clipping, and one batch that is always at hand."""
 
     def __init__(self, config: Config, num_bands: int, global_views: DenseViews, local_views: DenseViews) -> None:
-        self.model = PlainPerA(config, num_bands)
-        self.views = global_views, local_views
+        self.device = torch.device(config.device)
+        self.half = config.precision == "bfloat16"
+        self.model = PlainPerA(config, num_bands).to(self.device)
+        self.views = global_views.to(self.device), local_views.to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.04)
 
     def step(self, _: int) -> None:
         """Make an optimiser step."""
         self.optimiser.zero_grad()
-        self.model(*self.views, 0.05).backward()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            loss = self.model(*self.views, 0.05)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 3.0)
         self.optimiser.step()
         self.model.update_teacher(0.99)

@@ -15,6 +15,7 @@ from pretrain.training.optim import make_optimiser
 from pretrain.training.plan import make_plan
 from pretrain.training.ranks import Ranks
 from pretrain.training.trainer import Trainer, choose_device
+from tests.bench.train_options import Options
 
 NUM_BANDS, _TILE_PX = 3, 512
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,6 +49,12 @@ def dense(config: Config) -> Config:
     return replace(config, masks=masks, loss=replace(config.loss, pixel=0.0))
 
 
+def on_device(config: Config, options: Options) -> Config:
+    """Return a configuration for what was asked for: see train.py."""
+    precision = "bfloat16" if options.device == "cuda" else "float32"
+    return replace(config, device=options.device, precision=precision)
+
+
 def with_depth(config: Config, depth: int) -> Config:
     """Return a configuration with so many blocks."""
     return replace(config, model=replace(config.model, depth=depth))
@@ -78,6 +85,6 @@ def make_trainer(config: Config) -> Trainer:
         device=device,
         colour=Colour(value_range=255.0, mean=_MEAN, std=_STD, rgb=(0, 1, 2)),
         ranks=Ranks(),
-        network=make_network(model, config, Ranks()),
+        network=make_network(model.to(device), config, Ranks()),
         optimiser=make_optimiser(model.trainable(), config.optimiser),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.stream_data import ImageSet, draw_jpegs, write_ours
+from tests.bench.train_options import Options
 
 _STARTS, _ASKED_S = 5, 15.0
 
@@ -47,7 +48,7 @@ class Moments:
     stepped_s: float
 
 
-def print_tables(_: bool) -> None:
+def print_tables(_: Options) -> None:
     """Measure and print."""
     print(f"\n{f'Start, median of {_STARTS}':22}{'batch':>6}{'workers':>9}{'opened':>10}{'first step':>12}{'asked':>9}")
     with tempfile.TemporaryDirectory(prefix="pera-bench-") as name:

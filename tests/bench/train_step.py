@@ -13,12 +13,25 @@ from pretrain.model.flops import step_flops
 from pretrain.model.inputs import ViewPatches
 from pretrain.model.losses import koleo_and_gradient
 from pretrain.model.pera import PerA
-from pretrain.training.peak import product_seconds
+from pretrain.training.peak import product_seconds, wait_for
+from tests.bench.train_options import Options
 from tests.bench.train_plain import DenseViews, PlainPerA, PlainTrainer, our_names
-from tests.bench.train_setup import CONFIGS, NUM_BANDS, SMALL, make_trainer, noise_batch, with_batch, with_depth
+from tests.bench.train_setup import (
+    CONFIGS,
+    NUM_BANDS,
+    SMALL,
+    make_trainer,
+    noise_batch,
+    on_device,
+    with_batch,
+    with_depth,
+)
 from tests.pretrain.patches import gather
 
-_ROUNDS, _SIDE, _PRODUCTS = 5, 2048, 3
+_ROUNDS, _PRODUCTS = 5, 3
+_SIDE = {"cpu": 2048, "cuda": 8192}
+_TIMES_AS_MANY_ON_A_GPU = 8
+"""Images in a batch."""
 _ASKED = {"2 × 224², K 4,096": 0.70, "2 × 448², K 65,536": 0.60}
 _ASKED_OF_PLAIN = 1.3
 _OURS, _PLAIN = "ours", "straightforward"
@@ -26,21 +39,25 @@ _OURS, _PLAIN = "ours", "straightforward"
 Step = Callable[[int], object]
 
 
-def print_tables(compiled: bool) -> None:
+def print_tables(options: Options) -> None:
     """Measure and print."""
     require_equal(with_depth(with_batch(SMALL, 2), 4))
-    print(f"\nA step, {torch.get_num_threads()} threads, median of {_ROUNDS}")
+    where = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
+    print(f"\nA step, {where}, median of {_ROUNDS}")
     titles = ("batch", "GFLOP", "s", "GFLOP/s", "product", "share", "asked", "it / ours", "asked")
     print(" " * 36 + "".join(f"{title:>10}" for title in titles))
     for name, config in CONFIGS.items():
-        print_race(name, config, compiled)
+        if options.device != "cpu":
+            config = with_batch(config, _TIMES_AS_MANY_ON_A_GPU * config.loader.batch)
+        print_race(name, on_device(config, options), options.compile)
 
 
 def print_race(name: str, config: Config, compiled: bool) -> None:
     """Let the ways to make a step take turns, with products between them."""
     ways = make_ways(config, compiled)
-    times, products = race(list(ways.values()))
-    flops, product_flops = step_flops(config, NUM_BANDS, config.loader.batch).total, 2 * _SIDE**3
+    device = torch.device(config.device)
+    times, products = race(list(ways.values()), device)
+    flops, product_flops = step_flops(config, NUM_BANDS, config.loader.batch).total, 2 * _SIDE[config.device] ** 3
     for way, seconds, product_s in zip(ways, times, products, strict=True):
         shares = [flops / product_flops * p / s for s, p in zip(seconds, product_s, strict=True)]
         ratio = statistics.median(s / ours for s, ours in zip(seconds, times[0], strict=True))
@@ -73,27 +90,28 @@ def make_ways(config: Config, compiled: bool) -> dict[str, Step]:
     return ways
 
 
-def race(steps: Sequence[Step]) -> tuple[list[list[float]], list[list[float]]]:
+def race(steps: Sequence[Step], device: torch.device) -> tuple[list[list[float]], list[list[float]]]:
     """Return the seconds of each way's steps, and of the products just before and after each, after one to warm up."""
     times: list[list[float]] = [[] for _ in steps]
     products: list[list[float]] = [[] for _ in steps]
     for number in range(_ROUNDS + 1):
         order = range(len(steps))
         for place in order if number % 2 else order[::-1]:
-            before = product_times()
+            before = product_times(device)
             begin_s = time.perf_counter()
             steps[place](number)
+            wait_for(device)
             seconds = time.perf_counter() - begin_s
             if number:
                 times[place].append(seconds)
-                products[place].append(statistics.median(before + product_times()))
+                products[place].append(statistics.median(before + product_times(device)))
     return times, products
 
 
-def product_times() -> list[float]:
+def product_times(device: torch.device) -> list[float]:
     """Return the seconds of some large matrix products."""
-    cpu = torch.device("cpu")
-    return [product_seconds(cpu, torch.float32, _SIDE) for _ in range(_PRODUCTS)]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return [product_seconds(device, dtype, _SIDE[device.type]) for _ in range(_PRODUCTS)]
 
 
 def dense_views(config: Config, num_views: int) -> DenseViews:

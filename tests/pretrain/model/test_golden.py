@@ -18,6 +18,7 @@ from pretrain.config import (
 from pretrain.model.inputs import ViewPatches
 from pretrain.model.losses import koleo_and_gradient
 from pretrain.model.pera import PerA
+from tests.gpu import needs_gpu
 from tests.pretrain.patches import gather
 
 GOLDEN = Path(__file__).parent / "golden" / "pera_golden.npz"
@@ -31,7 +32,7 @@ def golden():
         return {name: file[name] for name in file.files}
 
 
-def make_model(golden):
+def make_model(golden, device):
     config = Config(
         data="",
         run="",
@@ -45,7 +46,7 @@ def make_model(golden):
     model = PerA(config, num_bands=3).double()
     # Strict: each recorded weight has its place, and we have no other.
     model.load_state_dict({**weights(golden, "w."), "centre": torch.zeros(48)}, strict=True)
-    return model
+    return model.to(device)
 
 
 def our_name(name):
@@ -64,13 +65,13 @@ def weights(golden, prefix):
     }
 
 
-def recorded_views(golden, step, size):
+def recorded_views(golden, step, size, device):
     def indices(part):
         mask = golden[f"step{step}.{size}_{part}_mask"]
-        return torch.from_numpy(np.stack([np.flatnonzero(row) for row in mask]))
+        return torch.from_numpy(np.stack([np.flatnonzero(row) for row in mask])).to(device)
 
     def patches(side, part):
-        crops_NCHW = torch.from_numpy(golden[f"step{step}.{side}_{size}_crops"]).double()
+        crops_NCHW = torch.from_numpy(golden[f"step{step}.{side}_{size}_crops"]).double().to(device)
         return gather(crops_NCHW, 8, indices(part))
 
     return ViewPatches(
@@ -85,18 +86,20 @@ def recorded_views(golden, step, size):
 
 def assert_equal(ours, recorded, name):
     recorded = np.asarray(recorded, np.float64)
-    ours = ours.detach().numpy().reshape(recorded.shape)
+    ours = ours.detach().cpu().numpy().reshape(recorded.shape)
     worst = np.abs(ours - recorded).max() / np.abs(recorded).max().clip(1e-12)
     assert worst < TENSOR_TOLERANCE, f"{name}: {worst:.1e} of its largest value"
 
 
-def test_two_steps_equal_the_official_ones(golden):
-    model = make_model(golden)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_two_steps_equal_the_official_ones(golden, device):
+    model = make_model(golden, device)
     sgd = torch.optim.SGD(model.trainable().values(), lr=0.05)
     for step in (0, 1):
         if step:
             assert_equal(model.centre, golden["step1.center_used"], "centre used")
-        output = model(recorded_views(golden, step, "global"), recorded_views(golden, step, "local"), 0.05)
+        views = (recorded_views(golden, step, size, device) for size in ("global", "local"))
+        output = model(*views, 0.05)
         koleo, koleo_gradient = koleo_and_gradient(output.spread_VBX)
         sgd.zero_grad()
         torch.autograd.backward([output.loss, output.spread_VBX], [None, 0.1 * koleo_gradient])
