@@ -17,6 +17,8 @@ from types import FrameType
 
 _GRACE_S = 1.0
 """That the main thread has to hear of the deadline, before the process is ended without it."""
+_ECHO_S = 2.0
+"""For which a SIGTERM is the one before once more: coreutils' timeout sends it to a process and to its group."""
 
 
 class TooLateError(RuntimeError):
@@ -32,6 +34,7 @@ class StopRequest:
         self._deadline_s = deadline_s
         self._in_time = False
         self._heard = False
+        self._asked_s = math.inf
 
     def leaving(self) -> None:
         """Say that the last step is done; what follows, saving, may take its time."""
@@ -55,6 +58,7 @@ class StopRequest:
         """
         if not _comes(signals, None):
             return
+        self._asked_s = time.monotonic()
         told = f"pretrain: SIGTERM: saving after this step, due in {self._deadline_s:g} s; once more ends it at once\n"
         os.write(2, told.encode())
         if self._ends_within(signals, self._deadline_s):
@@ -70,14 +74,15 @@ class StopRequest:
 
     def _ends_within(self, signals: socket.socket, wait_s: float | None) -> bool:
         """Say whether training ends by itself in so many seconds; a second SIGTERM meanwhile ends the process."""
+        ends_s = None if wait_s is None else time.monotonic() + wait_s
         try:
-            again = _comes(signals, wait_s)
+            while _comes(signals, None if ends_s is None else ends_s - time.monotonic()):
+                if time.monotonic() - self._asked_s > _ECHO_S:
+                    # Not by an exception, which would wait for a save. Checkpoints appear when they are whole, and the
+                    # loader's workers end with this process.
+                    os._exit(128 + signal.SIGTERM)
         except TimeoutError:
             return False
-        if again:
-            # Not by an exception, which would wait for a save. Checkpoints appear when they are whole, and the loader's
-            # workers end with this process.
-            os._exit(128 + signal.SIGTERM)
         return True
 
     def _late(self) -> str:

@@ -163,7 +163,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(data_url, tmp_path, wait_unt
     arguments += ["--schedule.length", "100000 steps"]
     process = start(*arguments)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
-    # All processes get it, as from SLURM.
+    # All processes get it, as from SLURM, and the first one twice, as from coreutils' timeout.
+    process.send_signal(signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -181,12 +182,14 @@ STUCK = """
 import sys, time
 from pretrain.__main__ import main
 from pretrain.runs import saver
+from pretrain.training import stopping
 from pretrain.training.trainer import Trainer
 
 def stuck(*arguments):
     print("stuck", flush=True)
     time.sleep(600)
 
+stopping._ECHO_S = 0.0
 if sys.argv[1] == "step":
     Trainer.step = stuck
 else:

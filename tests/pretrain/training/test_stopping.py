@@ -13,9 +13,10 @@ from pretrain.training.stopping import TooLateError, heeding_sigterm
 REPOSITORY = Path(__file__).parents[3]
 PROCESS = """
 import ctypes, sys, time
+from pretrain.training import stopping
 from pretrain.training.stopping import heeding_sigterm
 
-where, deadline_s = sys.argv[1], float(sys.argv[2])
+where, deadline_s, stopping._ECHO_S = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 with heeding_sigterm(deadline_s) as stop:
     print("begun", flush=True)
     if where == "native":
@@ -33,9 +34,9 @@ with heeding_sigterm(deadline_s) as stop:
 """
 
 
-def start(where, deadline_s):
+def start(where, deadline_s, echo_s=0.0):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, where, str(deadline_s)],
+        [sys.executable, "-c", PROCESS, where, str(deadline_s), str(echo_s)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -75,6 +76,15 @@ def test_a_save_has_no_deadline_and_is_left_by_a_second_signal():
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_the_echo_of_a_signal_is_no_second_one():
+    process = start("save", 0.2, echo_s=500)
+    ask(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n"
+    process.kill()
+    assert process.communicate()[1] == ""
 
 
 def test_who_ends_in_time_ends_as_ever():
