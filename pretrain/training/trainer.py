@@ -198,7 +198,8 @@ class Means:
 
     def figures(self, config: Config) -> dict[str, Tensor]:
         """Return scalars: the total, its unweighted terms and what shows a collapse."""
-        parts = dict(zip(_NAMES, self.values, strict=False))
+        # Not all of them: to go through a tensor makes one of each value, and there may be 131,072 prototypes.
+        parts = dict(zip(_NAMES, self.values[: len(_NAMES)], strict=True))
         del parts["stop"]
         cls = parts["global_cls"] + parts["local_cls"]
         return {
