@@ -18,6 +18,7 @@ from pretrain.batches.masks import Visit, draw_patch_sets
 from pretrain.batches.views import ColourDraws, Tile, cut_views, draw_colours, group_bands
 from pretrain.config import Config
 from pretrain.model.inputs import ViewPatches
+from pretrain.transfer import send
 from shards.dataset import Dataset, Sample
 from shards.images import decode_image
 from shards.streaming.stream import Replacement, Slot, Stream
@@ -56,7 +57,7 @@ class ViewBatch:
 
     def to_patches(self, device: torch.device, colour: Colour) -> ViewPatches:
         """Send to the device; gather there what each side is given, and make its colours."""
-        patches_NLD = patchify(self.crops_NCHW.to(device, non_blocking=True), self.patch_px)
+        patches_NLD = patchify(send(self.crops_NCHW, device), self.patch_px)
         student_sets = (self.student_indices_NP, self.learnable_indices_NP)
         student_NPD, learnable_NPD = colour(patches_NLD, student_sets, self.student_colours)
         if not self.perturb_targets:
@@ -65,11 +66,11 @@ class ViewBatch:
         (teacher_NPD,) = colour(patches_NLD, (self.teacher_indices_NP,), self.teacher_colours)
         return ViewPatches(
             student_NPD=student_NPD,
-            student_indices_NP=self.student_indices_NP.to(device, non_blocking=True),
+            student_indices_NP=send(self.student_indices_NP, device),
             learnable_NPD=learnable_NPD,
-            learnable_indices_NP=self.learnable_indices_NP.to(device, non_blocking=True),
+            learnable_indices_NP=send(self.learnable_indices_NP, device),
             teacher_NPD=teacher_NPD,
-            teacher_indices_NP=self.teacher_indices_NP.to(device, non_blocking=True),
+            teacher_indices_NP=send(self.teacher_indices_NP, device),
         )
 
     def split(self, parts: int) -> list["ViewBatch"]:

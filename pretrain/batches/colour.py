@@ -18,6 +18,7 @@ patch, D = C · Q values in the order band, row, column; S planes: the C bands, 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from pretrain.batches.operations import (
     saturation,
 )
 from pretrain.batches.views import GREY, JITTER, NUM_OPERATIONS, PLAIN, ColourDraws
+from pretrain.transfer import send
 
 _CHUNK_BYTES = 2**20
 _GREY_NUMBER = NUM_OPERATIONS
@@ -90,7 +92,7 @@ def _one_chunk(draws: ColourDraws, device: torch.device) -> _Chunk:
     for round_ in range(NUM_OPERATIONS):
         number_N = np.where(kind_N == JITTER, order_N4[:, round_], -1)
         chosen += [(number, np.flatnonzero(number_N == number)) for number in range(NUM_OPERATIONS)]
-    sent = torch.from_numpy(np.concatenate([images for _, images in chosen])).to(device, non_blocking=True)
+    sent = send(torch.from_numpy(np.concatenate([images for _, images in chosen])), device)
     parts = torch.split(sent, [len(images) for _, images in chosen])
     steps = [_Step(number=number, images=part) for (number, _), part in zip(chosen, parts, strict=True) if len(part)]
     return _Chunk(images=np.arange(len(kind_N)), steps=steps)
@@ -127,32 +129,25 @@ class Colour:
         num_planes = num_bands + (NUM_SCRATCH if self.rgb else 0)
         work = patches_NLD.new_empty(at_once, num_planes, num_given, depth // num_bands, dtype=torch.float32)
         factor_NK, patches_MD = make_factors(draws.amount_N4), patches_NLD.flatten(0, 1)
-        scale_C11, shift_C11 = (values.to(device, non_blocking=True) for values in self._normalisation())
+        scale_C11, shift_C11 = _normalisation(self, device)
         for chunk in chunks:
             x_NSPQ = work[: len(chunk.images)]
-            rows = torch.from_numpy(rows_NP[chunk.images].reshape(-1)).to(device, non_blocking=True)
+            rows = send(torch.from_numpy(rows_NP[chunk.images].reshape(-1)), device)
             self._load(patches_MD.index_select(0, rows), x_NSPQ)
             if chunk.steps:
-                factors = factor_NK[torch.from_numpy(chunk.images)].to(device, non_blocking=True)
+                factors = send(factor_NK[torch.from_numpy(chunk.images)], device)
                 self._perturb(x_NSPQ, factors, chunk.steps)
             x_NCPQ = x_NSPQ[:, :num_bands].mul_(scale_C11)
             self._store(x_NCPQ, shift_C11, chunk.images, results_NPD)
         return results_NPD
 
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
         """Return the places of the bands in the order of work: red, green, blue, then all others."""
         return [*self.rgb, *[band for band in range(len(self.mean)) if band not in self.rgb]]
 
-    def _normalisation(self) -> tuple[Tensor, Tensor]:
-        """Return what each plane is multiplied with and what is added then: float32 [C, 1, 1]."""
-        order = self._order()
-        scale = [1 / (self.std[band] * self.value_range) for band in order]
-        shift = [-self.mean[band] / self.std[band] for band in order]
-        return torch.tensor(scale).view(-1, 1, 1), torch.tensor(shift).view(-1, 1, 1)
-
     def _load(self, patches_MD: Tensor, x_NSPQ: Tensor) -> None:
         n, _, p, q = x_NSPQ.shape
-        planes_NCPQ, order = patches_MD.view(n, p, -1, q).transpose(1, 2), self._order()
+        planes_NCPQ, order = patches_MD.view(n, p, -1, q).transpose(1, 2), self.order()
         if order == sorted(order):
             x_NSPQ[:, : len(order)].copy_(planes_NCPQ)
             return
@@ -186,7 +181,7 @@ class Colour:
         self, x_NCPQ: Tensor, shift_C11: Tensor, images: NDArray[np.int64], results_NPD: Sequence[Tensor]
     ) -> None:
         """Shift, and write each set's patches to its images' places, bands in their own order."""
-        n, first, start, order = len(images), int(images[0]), 0, self._order()
+        n, first, start, order = len(images), int(images[0]), 0, self.order()
         in_a_row = images[-1] - first + 1 == n
         for result_NPD in results_NPD:
             stop = start + result_NPD.shape[1]
@@ -200,6 +195,15 @@ class Colour:
             if not in_a_row:
                 result_NPD.index_copy_(0, torch.from_numpy(images), target)
             start = stop
+
+
+@cache
+def _normalisation(colour: Colour, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what each plane is multiplied with and what is added then: float32 [C, 1, 1]."""
+    order = colour.order()
+    scale = [1 / (colour.std[band] * colour.value_range) for band in order]
+    shift = [-colour.mean[band] / colour.std[band] for band in order]
+    return torch.tensor(scale).view(-1, 1, 1).to(device), torch.tensor(shift).view(-1, 1, 1).to(device)
 
 
 def _operate(number: int, groups: Sequence[_Group], factors: Sequence[Factor]) -> None:

@@ -12,6 +12,7 @@ Shape legend: N images, C bands, P patches, Q pixels of a patch, K factors.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def brightness(planes: Planes, factors: Sequence[Factor]) -> None:
 
 def contrast(planes: Planes, factors: Sequence[Factor]) -> None:
     """Scale the distance to the mean of the luma."""
-    red, green, blue = torch.chunk(_means(planes.x_NCPQ).mul_(_grey_weights(planes.x_NCPQ)), 3, 1)
+    red, green, blue = torch.chunk(_means(planes.x_NCPQ).mul_(_grey_weights(planes.x_NCPQ.device)), 3, 1)
     _turn_around(planes, red.add_(green).add_(blue), factors[_CONTRAST], factors[_TO_MEAN])
 
 
@@ -130,12 +131,13 @@ def _turn_around(planes: Planes, centre: Tensor, factor: Factor, rest: Factor) -
 def _luma(planes: Planes) -> Tensor:
     """Return the weighted sum of red, green and blue [N, 1, P, Q], in the scratch."""
     red, green, blue = planes.scratch[:3]
-    torch.mul(planes.x_NCPQ, _grey_weights(planes.x_NCPQ), out=planes.scratch_N3PQ)
+    torch.mul(planes.x_NCPQ, _grey_weights(planes.x_NCPQ.device), out=planes.scratch_N3PQ)
     return red.add_(green).add_(blue)
 
 
-def _grey_weights(x_N3PQ: Tensor) -> Tensor:
-    return torch.tensor(_GREY_WEIGHTS).view(3, 1, 1).to(x_N3PQ.device, non_blocking=True)
+@cache
+def _grey_weights(device: torch.device) -> Tensor:
+    return torch.tensor(_GREY_WEIGHTS).view(3, 1, 1).to(device)
 
 
 def _means(x_NCPQ: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ each token carries its position.
 Shape legend: N images, C channels, L patches, P gathered patches, D = C · patch² values, W width, T tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
+from pretrain.transfer import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +153,16 @@ class SparseBackbone(nn.Module):
         return torch.cat([cls_N1W.to(x_NPW.dtype), x_NPW], dim=1)
 
     def positions(self, grid: int) -> Tensor:
-        """Return the position embedding [grid², W] of a square view, interpolated where it is not the global one.
-
-        Bicubic without antialias, with DINOv2's offset of 0.1 in the scale factor.
-        """
+        """Return the position embedding [grid², W] of a square view, interpolated where it is not the global one."""
         positions_LW = self.pos_embed[0, 1:]
         if grid == self.grid:
             return positions_LW
-        image = positions_LW.T.reshape(1, -1, self.grid, self.grid)
-        scale = (grid + 0.1) / self.grid
-        resized = functional.interpolate(image, scale_factor=(scale, scale), mode="bicubic")
-        assert resized.shape[-2:] == (grid, grid)
-        return resized[0].flatten(1).T
+        # As a product: the same on all devices, and its gradient has one order of sums, which CUDA's has not.
+        with torch.autocast(positions_LW.device.type, enabled=False):
+            return _resizing(self.grid, grid, positions_LW.dtype, positions_LW.device) @ positions_LW
 
     def run_blocks(
-        self, x_NTW: Tensor, blocks: Iterable[int], drop_path: DropPath | None = None, num_asked: int | None = None
+        self, x_NTW: Tensor, blocks: Sequence[int], drop_path: DropPath | None = None, num_asked: int | None = None
     ) -> Tensor:
         """Apply some blocks to tokens [N, T, W]; with stochastic depth, each branch to its own subset of the images.
 
@@ -176,8 +172,7 @@ class SparseBackbone(nn.Module):
             drop_path: stochastic depth; None computes all.
             num_asked: tokens, from the first, that are asked of the model's last block and come out of it; None: all.
         """
-        for index in blocks:
-            kept = self._draw(drop_path, x_NTW)
+        for index, kept in zip(blocks, _draw(drop_path, len(blocks), x_NTW), strict=True):
             arguments = (*kept, num_asked if index == self.depth - 1 else None)
             if self.recompute and torch.is_grad_enabled():
                 # Nothing in a block is random, so there is no random state to keep.
@@ -186,13 +181,30 @@ class SparseBackbone(nn.Module):
                 x_NTW = self.blocks[index](x_NTW, *arguments)
         return x_NTW
 
-    @staticmethod
-    def _draw(drop_path: DropPath | None, x_NTW: Tensor) -> list[Tensor | None]:
-        if drop_path is None or drop_path.rate == 0:
-            return [None, None]
-        return [drop_path.subset(len(x_NTW)).to(x_NTW.device, non_blocking=True) for _ in range(2)]
-
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+
+def _draw(drop_path: DropPath | None, num_blocks: int, x_NTW: Tensor) -> Sequence[Sequence[Tensor | None]]:
+    """Return the images that the two branches of each block are computed for, on the device; None: all."""
+    if drop_path is None or drop_path.rate == 0 or not num_blocks:
+        return [(None, None)] * num_blocks
+    drawn = torch.stack([drop_path.subset(len(x_NTW)) for _ in range(2 * num_blocks)])
+    return [pair.unbind() for pair in send(drawn, x_NTW.device).view(num_blocks, 2, -1)]
+
+
+@cache
+def _resizing(grid: int, new_grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix [new_grid², grid²] that makes position embeddings of another number of patches.
+
+    Bicubic without antialias, with DINOv2's offset of 0.1 in the scale factor.
+    """
+    scale = (new_grid + 0.1) / grid
+    # It is kept: whoever comes first may want no gradients, the next may.
+    with torch.inference_mode(False):
+        each = torch.eye(grid**2, dtype=torch.float64).view(-1, 1, grid, grid)
+        resized = functional.interpolate(each, scale_factor=(scale, scale), mode="bicubic")
+        assert resized.shape[-2:] == (new_grid, new_grid)
+        return resized.flatten(1).T.to(device, dtype)

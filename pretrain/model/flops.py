@@ -3,9 +3,9 @@
 A multiply-add is two operations. Counted are the products of the maths: embedding of the gathered patches, the four
 products of a block (24 T W² for T tokens of width W) and attention itself (4 T² W), both heads with their last layers;
 the student's three times, because its backward pass makes two products for each of the forward pass (one for the
-embedding, whose input learns nothing), the teacher's once. A branch under stochastic depth is counted for the images
-that it is computed for, not for all; the last block for the tokens that are asked for, not for those that are only
-looked at.
+embedding, whose input learns nothing, and for the positions of local views), the teacher's once. A branch under
+stochastic depth is counted for the images that it is computed for, not for all; the last block for the tokens that are
+asked for, not for those that are only looked at.
 
 Not counted, as all of it together is below a hundredth of the operations, though not of the time: norms, GELU, softmax,
 losses, colours, clipping, AdamW, the teacher's average, and the centre, which is one product with a vector. Nor what
@@ -83,9 +83,10 @@ def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
     repeated = blocks if config.activation_checkpointing else 0
     if config.accumulate > 1 and config.loss.koleo:
         repeated += global_embedding + global_blocks
+    positions = _local_positions(config)
     return StepFlops(
-        student=2 * embedding + 3 * blocks,
-        teacher=_embedding(model, values, seen_by_teacher) + teacher_blocks,
+        student=2 * (embedding + positions) + 3 * blocks,
+        teacher=_embedding(model, values, seen_by_teacher) + teacher_blocks + positions * bool(taught_local),
         cls_heads=bottlenecks + prototypes,
         pixel_head=3 * (_bottleneck(config) + _last_layer(config, values)) * num_global * global_sets.learnable,
         repeated=repeated,
@@ -94,6 +95,15 @@ def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
 
 def _embedding(model: ModelConfig, values: int, num_patches: int) -> int:
     return 2 * num_patches * values * model.width
+
+
+def _local_positions(config: Config) -> int:
+    """Count the interpolation of the position embedding for all local views together."""
+    model, views = config.model, config.views
+    if not views.num_local or views.local_px == model.image_px:
+        return 0
+    num_global, num_local = (side_px**2 // model.patch_px**2 for side_px in (model.image_px, views.local_px))
+    return 2 * num_local * num_global * model.width
 
 
 def _joined_blocks(model: ModelConfig, num_images: int, sets: SetSizes) -> int:

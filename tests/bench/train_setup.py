@@ -70,7 +70,9 @@ def noise_batch(config: Config) -> Batch:
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (config.loader.batch, _TILE_PX, _TILE_PX, NUM_BANDS), np.uint8)
     visits = [(0, 0, f"image {number}") for number in range(len(images))]
-    return make_batch(config, [group_bands(image) for image in images], visits, NUM_BANDS)
+    batch = make_batch(config, [group_bands(image) for image in images], visits, NUM_BANDS)
+    # As the loader does.
+    return batch.pin_memory() if config.device == "cuda" else batch
 
 
 def make_trainer(config: Config) -> Trainer:

@@ -18,6 +18,8 @@ SMALL = Config(
     head=HeadConfig(hidden=96, bottleneck=48, prototypes=320),
     views=ViewsConfig(num_global=2, num_local=3, local_px=32),
 )
+POSITIONS = 2 * 4**2 * 8**2 * 64
+"""Those of local views are made of those of global ones by one product."""
 VARIANTS = {
     "small": SMALL,
     "no stochastic depth": replace(SMALL, model=replace(SMALL.model, drop_path=0.0)),
@@ -88,7 +90,7 @@ def test_forward_is_a_third_of_what_learns():
     # Of the cross-entropy the gradient is made in the forward pass.
     prototypes = 2 * 4 * 5 * config.head.bottleneck * config.head.prototypes
     # The embedding's input learns nothing: it is counted twice, not three times.
-    embedding = 2 * (8 * 13 + 12 * 3) * 3 * 8**2 * 64
+    embedding = 2 * (8 * 13 + 12 * 3) * 3 * 8**2 * 64 + POSITIONS
     rest = flops.total - flops.teacher - flops.cls_heads // 4 - 2 * embedding
     forward = counted(config, 4, 3, backward=False)
     assert forward == rest // 3 + flops.teacher + flops.cls_heads // 4 + embedding + 2 * prototypes
@@ -114,8 +116,10 @@ def test_accumulation_repeats_the_forward_pass_of_the_global_views():
 
 
 def test_cost_grows_as_batch_and_depth():
-    one = step_flops(SMALL, 3, batch=10)
-    assert step_flops(SMALL, 3, batch=70).total == 7 * one.total
+    totals = [step_flops(SMALL, 3, batch=batch).total for batch in (10, 40, 70)]
+    assert totals[1] - totals[0] == totals[2] - totals[1]
+    # What a batch of nothing would cost: the positions of local views, for the student twice and the teacher once.
+    assert 2 * totals[0] - totals[1] + 2 * (totals[1] - totals[0]) / 3 == 3 * POSITIONS
     deeper = [step_flops(replace(SMALL, model=replace(SMALL.model, depth=n)), 3, batch=10) for n in (4, 8, 12)]
     assert deeper[1].total - deeper[0].total == deeper[2].total - deeper[1].total
     assert deeper[0].pixel_head == deeper[2].pixel_head

@@ -22,7 +22,7 @@ from tests.gpu import needs_gpu
 from tests.pretrain.patches import gather
 
 GOLDEN = Path(__file__).parent / "golden" / "pera_golden.npz"
-LOSS_TOLERANCE = 1e-6  # relative
+LOSS_TOLERANCE = {"cpu": 1e-6, "cuda": 2e-6}  # relative; an H200 is 1.1e-6 off in the second step
 TENSOR_TOLERANCE = 2e-5  # of a tensor's largest value: they are stored as float32
 
 
@@ -113,7 +113,7 @@ def test_two_steps_equal_the_official_ones(golden, device):
             "pixel": 200 * golden[f"step{step}.part.mae_loss"],  # shown / 200
         }
         for name, value in official.items():
-            assert float(ours[name]) == pytest.approx(float(value), rel=LOSS_TOLERANCE), name
+            assert float(ours[name]) == pytest.approx(float(value), rel=LOSS_TOLERANCE[device]), name
         student = output.student.cls_NZ @ model.student.cls_head.last_layer.weight().T
         teacher = output.teacher_NZ @ model.teacher.cls_head.last_layer.weight().T
         assert_equal(student[:6], golden[f"step{step}.student.global_cls_tokens"], "student global")

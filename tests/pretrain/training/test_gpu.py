@@ -47,8 +47,8 @@ def test_the_gpu_trains_as_the_cpu_does(run):
 
 def test_auto_takes_the_gpu_and_figures_tell_of_its_memory(run):
     rows, _ = run("auto", device="auto")
-    # The process itself has hundreds of MiB.
-    assert 0 < rows[-1]["memory_bytes"] < 64 * 2**20
+    # The process itself has more than 256 MiB.
+    assert 0 < rows[-1]["memory_bytes"] < 128 * 2**20
 
 
 def test_batches_pinned_by_worker_processes_are_the_same(run):

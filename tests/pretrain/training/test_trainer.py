@@ -112,6 +112,17 @@ def test_bfloat16_trains(variant):
     )
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_train_as_others_do(variant, tmp_path, recompute):
+    compiled = variant(compile=True, activation_checkpointing=recompute)
+    plain = variant(run=str(tmp_path / "plain"))
+    left, right = train(compiled), train(plain)
+    assert_same_training(compiled.run, plain.run, rel=1e-4)
+    for name, value in weights(left).items():
+        torch.testing.assert_close(value, weights(right)[name], atol=2e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
