@@ -36,8 +36,8 @@ class Requests(NamedTuple):
     """The request that each range comes with, int64 [I]."""
 
 
-def join_ranges(groups: Ints, offsets: Ints, sizes: Ints) -> Requests:
-    """Join ranges into requests.
+def make_requests(groups: Ints, offsets: Ints, sizes: Ints) -> Requests:
+    """Put ranges together into requests.
 
     What follows without a gap always comes along. A gap is read along if it is at most `GAP_BYTES`, if all gaps of the
     request up to it are at most as large as its ranges before it, and if the request stays within `JOINED_BYTES`.
@@ -102,7 +102,7 @@ def piece_traffic(dataset: Dataset, first_rows: Ints, end_rows: Ints) -> PieceTr
         pieces, shards, offsets, sizes = (np.concatenate(column) for column in zip(*columns, strict=True))
         by_place = np.lexsort((offsets, shards, pieces))
         groups = pieces * len(dataset.shards) + shards
-        found = join_ranges(groups[by_place], offsets[by_place], sizes[by_place])
+        found = make_requests(groups[by_place], offsets[by_place], sizes[by_place])
         of_piece = first + found.groups // len(dataset.shards)
         np.add.at(num_bytes, of_piece, found.sizes)
         np.add.at(num_requests, of_piece, 1)

@@ -12,7 +12,7 @@ import numpy as np
 from shards import storage
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.streaming.requests import Ints, join_ranges
+from shards.streaming.requests import Ints, make_requests
 from shards.tar import BLOCK
 
 
@@ -40,7 +40,7 @@ def fetch(dataset: Dataset, first_row: int, end_row: int) -> Iterator[tuple[int,
         StorageError: the store kept failing.
     """
     shards, offsets, sizes, positions = _ranges(dataset, first_row, end_row)
-    requests = join_ranges(shards, offsets, sizes)
+    requests = make_requests(shards, offsets, sizes)
     members = np.searchsorted(requests.of_ranges, np.arange(len(requests.sizes) + 1)).tolist()
     ranges = list(zip(offsets.tolist(), sizes.tolist(), positions.tolist(), strict=True))
     asked = zip(*(column.tolist() for column in requests[:3]), strict=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shards import storage
 from shards.storage.reading import GAP_BYTES, JOINED_BYTES
 from shards.streaming import requests, transfer
-from shards.streaming.requests import join_ranges, piece_traffic
+from shards.streaming.requests import make_requests, piece_traffic
 from tests.shards.streaming.shards_of_bytes import BLOCK, Shards, series
 
 ranges = st.lists(
@@ -58,7 +58,7 @@ def one_by_one(groups, offsets, sizes):
 @given(ranges)
 def test_requests_are_those_of_the_rule_and_hold_every_range(ranges):
     groups, offsets, sizes = columns_of(ranges)
-    found = join_ranges(groups, offsets, sizes)
+    found = make_requests(groups, offsets, sizes)
     expected = one_by_one(groups.tolist(), offsets.tolist(), sizes.tolist())
     for column, name in zip(found[:3], ("group", "offset", "size"), strict=True):
         assert column.tolist() == [each[name] for each in expected]
@@ -70,19 +70,19 @@ def test_requests_are_those_of_the_rule_and_hold_every_range(ranges):
 @given(ranges)
 def test_no_request_throws_away_more_than_it_brings(ranges):
     groups, offsets, sizes = columns_of(ranges)
-    found = join_ranges(groups, offsets, sizes)
+    found = make_requests(groups, offsets, sizes)
     used = np.bincount(found.of_ranges, sizes, len(found.sizes))
     assert (found.sizes <= 2 * used).all()
 
 
 def test_small_gaps_do_not_add_up():
     # Each gap is as large as the ranges before it together: the second is one too many.
-    assert join_ranges(*columns_of([(0, 0, 1), (0, 1, 1), (0, 2, 1)])).sizes.tolist() == [3 * BLOCK, BLOCK]
-    assert len(join_ranges(*columns_of([(0, 0, 9), (0, 1, 1), (0, 2, 1)])).sizes) == 1
+    assert make_requests(*columns_of([(0, 0, 1), (0, 1, 1), (0, 2, 1)])).sizes.tolist() == [3 * BLOCK, BLOCK]
+    assert len(make_requests(*columns_of([(0, 0, 9), (0, 1, 1), (0, 2, 1)])).sizes) == 1
 
 
 def test_what_overlaps_comes_whole_both_times():
-    found = join_ranges(np.array([0, 0, 0]), np.array([0, 5, 12]), np.array([10, 2, 4]))
+    found = make_requests(np.array([0, 0, 0]), np.array([0, 5, 12]), np.array([10, 2, 4]))
     assert found.of_ranges.tolist() == [0, 1, 2]
     assert (found.offsets.tolist(), found.sizes.tolist()) == ([0, 5, 12], [10, 2, 4])
 
