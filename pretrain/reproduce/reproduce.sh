@@ -32,6 +32,11 @@ train() {
     RANKS_PER_NODE=${RANKS:-1} PYTHON=${PYTHON:-python} bash "$configs/../launch/torchrun.sh" "$@" "${arguments[@]}"
 }
 
+# PART MODEL…: compare all with the first one and with the floors.
+evaluate() {
+    step eval --models "${@:2}" --baseline "$2" --data "chips=$out/dataset" --protocols knn linear --out "$out/$1"
+}
+
 step ingest --scenes "$data" --out "$out/dataset" --config "$configs/../../ingest/configs/chips.yaml" \
     --val_share 0.1 --test_share 0.2
 step shards select "$out/dataset" --where "split != 'test'" --out "$out/train"
@@ -40,7 +45,7 @@ for part in $parts; do
     case $part in
     main)
         train --data "$out/train" --run "$out/runs/main" --config "$configs/main.yaml"
-        step eval --models "$out/runs/main@all" --data "chips=$out/dataset" --out "$out/main"
+        evaluate main "$out/runs/main@all"
         ;;
     table)
         models=()
@@ -50,7 +55,7 @@ for part in $parts; do
                 --config "$configs/rows/$row.yaml" --seed "$seed"
             models+=("$out/runs/$row-$seed")
         done
-        step eval --models "${models[@]}" --baseline "${models[0]}" --data "chips=$out/dataset" --out "$out/table"
+        evaluate table "${models[@]}"
         ;;
     *)
         echo "reproduce: PARTS has $part: choose from main, table" >&2
