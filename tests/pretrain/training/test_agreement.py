@@ -56,7 +56,7 @@ def test_data_and_their_weights_are_compared(variant, tmp_path, write_dataset):
     assert difference([before, told(variant(data=data))]) == ("data", 1)
 
 
-@pytest.mark.parametrize("changes", [{"schedule__lr": 2e-3}, {"accumulate": 5}])
+@pytest.mark.parametrize("changes", [{"schedule__lr": 2e-3}, pytest.param({"accumulate": 5}, marks=pytest.mark.long)])
 def test_ranks_that_were_given_different_options_all_leave_and_one_tells(variant, changes):
     (codes,), errors = run_ranks([variant(), variant(**changes)])
     assert codes == [2, 2], errors

@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad
     assert read_bad_samples(both.run) == read_bad_samples(alone.run) != []
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_ranks_that_stop_and_go_on_equal_those_that_do_not_bit_by_bit(variant, tmp_path, world):
     config = variant(schedule__length="5 steps", loader__batch=12, checkpoint__every="5 steps")
     whole, parts = (replace(config, run=str(tmp_path / name)) for name in ("whole", "parts"))
