@@ -24,6 +24,7 @@ ENCODINGS = ("jpeg", "png", "webp", "npy")
 _WIDER_MODES = ("I", "I;16B", "I;16L", "I;16N")
 _EXACT_MODES = ("L", "RGB", "RGBA", "I;16", "F")
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_NPY_HEADER_BYTES = 2**16 + 10  # more than numpy takes
 _TOLD_CHARS = 200  # of what numpy and Pillow say: it may quote the damaged bytes
 _JPEG_START = b"\xff\xd8"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
@@ -86,7 +87,7 @@ def interleave(strip_CHW: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def decode_image(extension: str, data: bytes, *, padded: bool = False) -> Pixels:
+def decode_image(extension: str, data: bytes | memoryview, *, padded: bool = False) -> Pixels:
     """Return the pixels [height, width, channels] of an encoded image; perhaps read-only.
 
     Args:
@@ -107,9 +108,9 @@ def decode_image(extension: str, data: bytes, *, padded: bool = False) -> Pixels
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _read_npy(data: bytes) -> NDArray[Any]:
+def _read_npy(data: bytes | memoryview) -> NDArray[Any]:
     """Return the array of an NPY file, in this machine's byte order; memory is taken only for values that are there."""
-    file = io.BytesIO(data)
+    file = io.BytesIO(data[:_NPY_HEADER_BYTES])
     try:
         shape, is_fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
     except KeyError as error:
@@ -128,7 +129,7 @@ def _read_npy(data: bytes) -> NDArray[Any]:
     return values.reshape(shape, order="F" if is_fortran else "C").astype(dtype.newbyteorder("="))
 
 
-def _read_jpeg(data: bytes, padded: bool) -> NDArray[np.uint8] | None:
+def _read_jpeg(data: bytes | memoryview, padded: bool) -> NDArray[np.uint8] | None:
     """Return what Pillow would make of a JPEG of one or three bands; None where Pillow is to say what it is."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -141,7 +142,7 @@ def _read_jpeg(data: bytes, padded: bool) -> NDArray[np.uint8] | None:
     return pixels[:, :, :3]
 
 
-def _read_picture(extension: str, data: bytes, padded: bool) -> NDArray[Any]:
+def _read_picture(extension: str, data: bytes | memoryview, padded: bool) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()

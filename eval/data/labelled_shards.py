@@ -93,7 +93,7 @@ def _read(dataset: Dataset, row: int, bands: tuple[str, ...]) -> NDArray[np.gene
     try:
         sample = dataset.read(row)
         if f".{sample.ext}" in GEO_EXTENSIONS:
-            pixels, _ = decode(f"{sample.key}.{sample.ext}", sample.image)
+            pixels, _ = decode(f"{sample.key}.{sample.ext}", bytes(sample.image))
         else:
             pixels = decode_image(sample.ext, sample.image)
     except (CorruptSampleError, ValueError) as error:

@@ -4,18 +4,20 @@ A piece (consecutive rows that are read together) is one file, fetched by one of
 Which pieces are needed, and until when, is known from the order: they come a few steps ahead and go after their last
 use. Nothing is guessed, and nothing is remembered that the folder does not show.
 
-Cost: a GET per piece, and a HEAD per shard in each process; 20 µs per sample besides its bytes; a listing of the
+Cost: a GET per piece, and a HEAD per shard in each process; 9 µs per sample of 8 kB; a listing of the
 folder, 1 µs per piece, for each piece that is fetched ahead and at each step. Memory: one piece for each of up to 8
-threads.
+threads. Files: those of the next steps stay open in each process, up to a quarter of what it may open.
 """
 
 import contextlib
 import os
+import resource
 import shutil
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -41,6 +43,13 @@ class Piece(NamedTuple):
     """The row after the last."""
     end_position: int
     """Position in the dataset's own stream from which on the piece is not needed."""
+
+
+class _OpenPiece(NamedTuple):
+    file: FileIO
+    """Closed with its last reference: after any read that another thread has under way."""
+    starts: tuple[memoryview, ...]
+    """Of each series: where its rows begin in the file, and where the last one ends."""
 
 
 class BlockCache:
@@ -69,6 +78,8 @@ class BlockCache:
         self._wanted: deque[Piece] = deque()
         self._here: set[Piece] = set()
         self._failed: dict[Piece, Exception] = {}
+        self._open: dict[Piece, _OpenPiece] = {}
+        self._max_open = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._num_threads = 0
         self._piece_bytes = lru_cache(_MEMORIZED)(self._measure)
 
@@ -94,6 +105,7 @@ class BlockCache:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._wanted.clear()
+            self._open.clear()
         self._owned.close()
 
     def prefetch(self, pieces: Iterable[Piece]) -> None:
@@ -107,6 +119,8 @@ class BlockCache:
         listed = dict.fromkeys(pieces)
         with self._lock:
             self._here &= listed.keys()
+            # An open file takes room on the disk after the owner has removed it.
+            self._open = {piece: found for piece, found in self._open.items() if piece in listed}
             self._failed = {piece: error for piece, error in self._failed.items() if piece in listed}
             self._wanted = deque(piece for piece in listed if piece not in self._here and piece not in self._failed)
             num_new = max(0, min(FETCHES_AT_ONCE, len(self._wanted)) - self._num_threads)
@@ -129,13 +143,11 @@ class BlockCache:
         """
         if refresh:
             count_retry("checksum")
+            self._open.pop(piece, None)
             self._path(piece).unlink(missing_ok=True)
-        spans = transfer.spans(self._datasets[piece.dataset], piece.first_row, piece.end_row, row)
-        descriptor = self._opened(piece)
-        try:
-            data = [os.pread(descriptor, size, offset) for offset, size in spans]
-        finally:
-            os.close(descriptor)
+        file, starts = self._open.get(piece) or self._opened(piece)
+        at = row - piece.first_row
+        data = [os.pread(file.fileno(), each[at + 1] - each[at], each[at]) for each in starts]
         count_traffic(bytes_used=sum(map(len, data)))
         return data
 
@@ -191,8 +203,17 @@ class BlockCache:
             if part is not None:
                 os.close(part)
 
-    def _opened(self, piece: Piece) -> int:
-        """Return a descriptor of a piece's file, which is fetched if it is not there."""
+    def _opened(self, piece: Piece) -> _OpenPiece:
+        """Open a piece's file, which is fetched if it is not there, and keep it open."""
+        found = transfer.starts(self._datasets[piece.dataset], piece.first_row, piece.end_row)
+        opened = _OpenPiece(FileIO(self._descriptor(piece)), tuple(each.data for each in found))
+        with self._lock:
+            while len(self._open) >= self._max_open:
+                del self._open[next(iter(self._open))]
+            self._open[piece] = opened
+        return opened
+
+    def _descriptor(self, piece: Piece) -> int:
         path = self._path(piece)
         while True:
             with contextlib.suppress(FileNotFoundError):
@@ -203,12 +224,11 @@ class BlockCache:
                 raise failed
             part = self._begin_file(path, wait=True)
             if part is not None:
+                # Not this one: it is locked, and others may wait for it.
                 try:
                     self._fetch(piece, path, part)
-                except BaseException:
+                finally:
                     os.close(part)
-                    raise
-                return part
 
     def _begin_file(self, path: Path, *, wait: bool) -> int | None:
         with self._disk_errors():

@@ -21,14 +21,13 @@ def num_bytes(dataset: Dataset, first_row: int, end_row: int) -> int:
     return sum(int(rows.units_P[first_row:end_row].sum()) for rows in (dataset.rows, *dataset.parts)) * BLOCK
 
 
-def spans(dataset: Dataset, first_row: int, end_row: int, row: int) -> list[tuple[int, int]]:
-    """Return (offset, size) of a row's bytes among those of its piece, one for each series."""
+def starts(dataset: Dataset, first_row: int, end_row: int) -> list[Ints]:
+    """Return where each row's bytes begin in the piece, and where the last one ends, in each series: int64 [P + 1]."""
     found, before = [], 0
     for rows in (dataset.rows, *dataset.parts):
-        units = rows.units_P
-        found.append(((before + int(units[first_row:row].sum())) * BLOCK, int(units[row]) * BLOCK))
-        if dataset.parts:
-            before += int(units[first_row:end_row].sum())
+        units = rows.units_P[first_row:end_row].astype(np.int64)
+        found.append((before + np.append(0, np.cumsum(units))) * BLOCK)
+        before += int(units.sum())
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from ingest.landcover import draw_land, draw_look, expose, to_uint8
 from shards.commit import commit_version, write_table
@@ -130,13 +131,23 @@ def commit(folder: Path, tables: dict[str, list[pa.Table]], *, num_samples: int,
     commit_version(str(folder), version)
 
 
-def write_mosaicml(folder: Path, jpegs: Sequence[bytes]) -> None:
-    """Write MosaicML's shards (64 MB each, its default)."""
+def write_mosaicml(folder: Path, source: Path, encoding: str) -> None:
+    """Write MosaicML's shards (64 MB each, its default) from a folder of images.
+
+    Args:
+        folder: to be made.
+        source: the images.
+        encoding: of the column: `jpeg`, which MosaicML decodes itself, or `bytes`; both hold the files as they are.
+    """
     from streaming import MDSWriter
 
-    with MDSWriter(out=str(folder), columns={"image": "bytes"}) as writer:
-        for jpeg in jpegs:
-            writer.write({"image": jpeg})
+    with MDSWriter(out=str(folder), columns={"image": encoding}) as writer:
+        for path in sorted(source.iterdir()):
+            if encoding == "bytes":
+                writer.write({"image": path.read_bytes()})
+            else:
+                with Image.open(path) as image:
+                    writer.write({"image": image})
 
 
 def write_litdata(folder: Path, source: Path) -> None:

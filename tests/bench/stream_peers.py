@@ -1,7 +1,8 @@
 """The candidates of the benchmarks: each yields batches of 64 without end, as its documentation says for local data.
 
-The decoder is the same for all (`shards.images.decode_image`: Pillow to numpy), so is what becomes of 64 images: one
-uint8 tensor. Without decoding a batch is a list of the encoded images. Worker processes are torch's.
+The decoder is the same for all (`shards.images.decode_image`), but MosaicML comes twice: with a column of JPEGs, which
+it decodes itself (by Pillow), as its documentation has it for images; and with a column of bytes and our decoder. 64
+images become one uint8 tensor; without decoding a batch is a list of the encoded ones. Worker processes are torch's.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from tests.bench.stream_race import BATCH
 
 SETTINGS = OrderSettings(seed=0, lanes=default_lanes(BATCH))
 
-Decode = Callable[[bytes], Any]
+Decode = Callable[[bytes | memoryview], Any]
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
@@ -129,7 +130,12 @@ def _first(values: tuple[Any, ...]) -> Any:
 
 
 def mosaicml(folder: str, decode: Decode, workers: int) -> Iterator[object]:
-    """Yield batches of MosaicML Streaming, epoch after epoch."""
+    """Yield batches of MosaicML Streaming, which decodes itself, epoch after epoch."""
+    return mosaicml_bytes(folder, np.asarray, workers)
+
+
+def mosaicml_bytes(folder: str, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield batches of MosaicML Streaming with a column of bytes, epoch after epoch."""
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)

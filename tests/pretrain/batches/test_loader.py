@@ -75,7 +75,17 @@ def digests(config, by_number, *, world=1, workers=0, start=0, num_steps=4, cach
     return steps
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 0), (2, 1), (2, 2), (4, 1), (8, 1)])
+@pytest.mark.parametrize(
+    ("world", "workers"),
+    [
+        (1, 2),
+        (2, 0),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        (2, 2),
+        pytest.param(4, 1, marks=pytest.mark.long),
+        (8, 1),
+    ],
+)
 def test_ranks_and_workers_do_not_change_the_batches(tiny, by_number, world, workers):
     whole = digests(tiny, by_number)
     # Two and two thirds epochs of 24 samples in 4 batches of 16.

@@ -341,7 +341,12 @@ for kill in range(num_kills):
 
 @pytest.mark.parametrize(
     ("place", "num_kills", "longest_s", "size"),
-    [("disk", 16, 0.15, 500_000), ("bucket", 3, 0.5, 1_500_000)],  # 4 and 12 MB
+    [  # 4 and 12 MB
+        ("disk", 6, 0.15, 500_000),
+        ("bucket", 2, 0.5, 1_500_000),
+        pytest.param("disk", 30, 0.15, 500_000, marks=pytest.mark.long),
+        pytest.param("bucket", 10, 0.5, 1_500_000, marks=pytest.mark.long),
+    ],
 )
 def test_a_save_that_is_killed_at_any_moment_harms_nothing(place, num_kills, longest_s, size, tmp_path, request):
     run = str(tmp_path / "run") if place == "disk" else request.getfixturevalue("object_store") + "/killed"

@@ -167,6 +167,43 @@ def test_pieces_go_after_their_last_use_and_not_before(cache, dataset):
     assert len(cache.read(pieces[0], pieces[0].first_row)) == 1
 
 
+def test_files_stay_open_while_the_next_steps_need_them_and_not_beyond(cache, dataset):
+    kept, passed, *_ = pieces = pieces_of(dataset, 4)
+    read_all(cache, pieces)
+    assert sorted(open_files(cache)) == files(cache)
+    cache.prefetch([kept])
+    assert open_files(cache) == [cache._path(kept).name]
+    cache.evict([LARGE])
+    # Somebody else's last use: what is open can still be read, and is not fetched again.
+    assert files(cache) == []
+    gets = storage.traffic["gets"]
+    cache.read(kept, kept.first_row)
+    assert storage.traffic["gets"] == gets
+    cache.read(passed, passed.first_row)
+    assert storage.traffic["gets"] == gets + 1
+    cache.prefetch([])
+    assert open_files(cache) == []
+
+
+def test_no_more_files_are_open_than_a_process_has_to_spare(dataset, tmp_path, local_url, monkeypatch):
+    pieces = pieces_of(dataset, 15)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (12, 12))
+    with BlockCache([dataset], tmp_path, LARGE) as cache:
+        for _ in range(2):
+            assert read_all(cache, pieces) == expected(local_url, range(120))
+            assert len(open_files(cache)) == 3 < len(pieces)
+
+
+def open_files(cache):
+    """Return the names of the cache's files that this process has open."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing
+            place = descriptor.readlink()
+            names += [place.name] if place.parent == cache._folder else []
+    return names
+
+
 def test_what_is_being_fetched_is_not_evicted(cache, dataset, faulty_store):
     (piece, *_) = pieces_of(dataset)
     held = faulty_store.proxy.add("hold", method="GET", path=SHARDS)

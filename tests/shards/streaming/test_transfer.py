@@ -26,9 +26,9 @@ def test_each_row_is_found_in_its_piece(series, draws):
     first_row = draws.randrange(count)
     end_row = draws.randrange(first_row, count) + 1
     data = fetched(dataset, first_row, end_row)
-    for number in range(first_row, end_row):
-        spans = transfer.spans(dataset, first_row, end_row, number)
-        assert [data[offset : offset + size] for offset, size in spans] == dataset.bytes_of(number)
+    starts = transfer.starts(dataset, first_row, end_row)
+    for at, number in enumerate(range(first_row, end_row)):
+        assert [data[each[at] : each[at + 1]] for each in starts] == dataset.bytes_of(number)
     assert sum(len(each) for number in range(first_row, end_row) for each in dataset.bytes_of(number)) == len(data)
     assert set(dataset.checked) == {
         places[number][0] for places in dataset.places for number in range(first_row, end_row)
