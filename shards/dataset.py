@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     ext: str
     """Extension of the image member: jpg, png, webp, npy."""
     image: memoryview
-    """Part of a piece, not copied: a copy of 50 kB would cost half of what reading it does."""
+    """Part of a piece, not copied: a copy of 50 kB would cost half of what reading it does. No view can be pickled."""
     pieces: Sequence[bytes]
     """Tar bytes of the sample, of each series."""
     series: Sequence[str]

@@ -26,7 +26,7 @@ def lock_part(path: Path, *, wait: bool) -> int | None:
     part_path = _part(path)
     part = os.open(part_path, os.O_RDWR | os.O_CREAT, 0o600)
     with _closed_on_failure(part):
-        if _locked(part, wait) and _is_at(part, part_path):
+        if _locked(part, wait) and is_at(part, part_path):
             if not path.exists():
                 os.ftruncate(part, 0)
                 return part
@@ -71,7 +71,7 @@ def _locked(descriptor: int, wait: bool) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Say whether an open file still has this name: its maker may have renamed or removed it while we waited."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())

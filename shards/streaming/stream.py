@@ -6,7 +6,7 @@ step: nothing is remembered between steps but what makes the next one fast.
 
 Samples on a local disk are read in place. Those in a store are read block by block through a cache, a few steps ahead.
 Cost per sample of 50 kB on one core: 3 µs for its place (many steps are located at once), 15 to 20 µs to read it from
-the page cache and to check it, 10 µs to find the image in it and to copy that; taken on a busy machine.
+the page cache and to check it, 8 µs to find the image in it; taken on a busy machine.
 """
 
 from collections import OrderedDict

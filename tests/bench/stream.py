@@ -1,12 +1,13 @@
 """The exact stream against its floor and its peers: `python -m tests.bench.stream [local] [bucket] [rows] [shuffle]`.
 
-All parts by default, 12 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
+All parts by default, 15 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
 
 - local: images/s from the page cache with 0 and 2 worker processes, and encoded ones with none, for chips of 64² and
   images of 400² and 512². The floor is the bare loop: a positioned read of each image in the same order, and the same
-  decoder. Peers: webdataset on the very same tars, MosaicML Streaming and litData on the same images in their own
-  formats.
-- bucket: the stream from a bucket 30 ms away against the same from the local disk; bytes, requests, first batch.
+  decoder. Peers: webdataset on the very same tars, MosaicML Streaming (with its own decoder, and with ours) and litData
+  on the same images in their own formats.
+- bucket: the stream from a bucket 30 ms away against the same from the local disk, and against that while another
+  process fetches as many bytes; bytes, requests, first batch.
 - rows: opening, first step, resuming and memory at 1 and 50 million rows, with 0 and 2 workers.
 - shuffle: distinct blocks and scenes in a batch against a uniform shuffle.
 

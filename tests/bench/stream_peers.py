@@ -5,6 +5,7 @@ it decodes itself (by Pillow), as its documentation has it for images; and with 
 images become one uint8 tensor; without decoding a batch is a list of the encoded ones. Worker processes are torch's.
 """
 
+import fcntl
 import itertools
 import multiprocessing
 import os
@@ -29,12 +30,12 @@ SETTINGS = OrderSettings(seed=0, lanes=default_lanes(BATCH))
 Decode = Callable[[bytes | memoryview], Any]
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
+def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
     """Decode to [height, width, 3]."""
     return decode_image("jpg", data)
 
 
-def as_it_is(data: bytes) -> bytes:
+def as_it_is(data: bytes | memoryview) -> bytes | memoryview:
     """Decode nothing."""
     return data
 
@@ -138,7 +139,10 @@ def mosaicml_bytes(folder: str, decode: Decode, workers: int) -> Iterator[object
     """Yield batches of MosaicML Streaming with a column of bytes, epoch after epoch."""
     from streaming import StreamingDataset
 
-    dataset = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
+    # Two that begin at the same time may choose the same name for what their processes share.
+    with Path(folder).parent.joinpath("mosaicml.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        dataset = StreamingDataset(local=folder, shuffle=True, batch_size=BATCH)
     return _epochs(DataLoader(dataset, batch_size=BATCH, **_options(decode, workers)))
 
 

@@ -172,6 +172,7 @@ def test_files_stay_open_while_the_next_steps_need_them_and_not_beyond(cache, da
     read_all(cache, pieces)
     assert sorted(open_files(cache)) == files(cache)
     cache.prefetch([kept])
+    wait_for(lambda: cache._num_threads == 0)
     assert open_files(cache) == [cache._path(kept).name]
     cache.evict([LARGE])
     # Somebody else's last use: what is open can still be read, and is not fetched again.
@@ -236,6 +237,20 @@ def test_an_error_of_a_thread_reaches_who_reads_the_piece(cache, dataset, faulty
     assert faulty_store.proxy.count("GET", SHARDS) == 2
     # The error was told: who tries again, tries again.
     assert len(cache.read(piece, piece.first_row)) == 1
+
+
+def test_who_refreshes_second_takes_what_the_first_one_fetched(cache, dataset, local_url):
+    piece = pieces_of(dataset)[0]
+    row = piece.first_row
+    both = cache, pickle.loads(pickle.dumps(cache))
+    for each in both:
+        each.read(piece, row)
+    cache._path(piece).write_bytes(bytes(cache.used_bytes()))
+    gets = storage.traffic["gets"]
+    for each in both:
+        assert each.read(piece, row) != expected(local_url, [row])[row]
+        assert each.read(piece, row, refresh=True) == expected(local_url, [row])[row]
+    assert storage.traffic["gets"] == gets + 1
 
 
 def test_refreshing_fetches_anew(cache, dataset, faulty_store):
