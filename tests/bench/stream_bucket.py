@@ -159,7 +159,7 @@ def _transfer(blocks: list[tuple[str, int, int]], asked: Connection) -> None:
 
     with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool, contextlib.suppress(EOFError, BrokenPipeError):
         asked.send("ready")
-        ahead: deque[Future[None]] = deque()
+        ahead: deque[Future[int]] = deque()
         fetched, wanted, endless = 0, 0, itertools.cycle(blocks)
         while True:
             wanted += asked.recv()
