@@ -170,7 +170,7 @@ def _delivered(
     deliveries: Iterator[Delivery | Exception], stream: Stream, processes: Sequence[BaseProcess]
 ) -> Generator[Delivery, None, None]:
     """Yield deliveries, raise what was sent as a value, and clear away what is behind the stream."""
-    step = 0
+    step, counted = 0, count_requests()
     while True:
         try:
             delivery = next(deliveries, None)
@@ -184,8 +184,11 @@ def _delivered(
         if delivery is None:
             return
         step += 1
-        if stream.cache is not None:
-            stream.cache.evict(stream.consumed(step))
+        stream.move_on(step)
+        if processes:
+            # Requests of the process that fetches ahead are counted here.
+            counted, before = count_requests(), counted
+            delivery = replace(delivery, counts=delivery.counts + (counted - before))
         yield delivery
 
 

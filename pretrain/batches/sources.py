@@ -17,7 +17,7 @@ from shards import storage
 from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
 from shards.schema import canonical_json, sha256_hex
-from shards.streaming.cache import BlockCache
+from shards.streaming.ahead import cached
 from shards.streaming.footprint import opening_need
 from shards.streaming.mix import proportional_weights
 from shards.streaming.order import BLOCK_BYTES, WINDOW
@@ -230,6 +230,5 @@ def continued_stream(
     node_ranks = min(node_ranks or local_world(), world)
     need = opening_need(stream, node_ranks=node_ranks, queued_steps=queued_steps)
     require_fits(need, folder=folder, limit_bytes=limit_bytes, node_ranks=node_ranks, options="--loader.")
-    with BlockCache(sources.datasets, folder, limit_bytes or need.rank_bytes) as cache:
-        stream.cache = cache
+    with cached(stream, folder, limit_bytes or need.rank_bytes, queued_steps=queued_steps):
         yield stream

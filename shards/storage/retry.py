@@ -116,10 +116,10 @@ def retrying(url: str, attempt: Callable[[], Result]) -> Result:
     raise AssertionError("the waits never end")
 
 
-def count_retry(kind: str) -> None:
-    """Count one more retry, also of what is repeated elsewhere: a "checksum" that did not match."""
+def count_retry(kind: str, number: int = 1) -> None:
+    """Count retries, also of what is repeated elsewhere: a "checksum" that did not match."""
     with _counting:
-        retries[kind] += 1
+        retries[kind] += number
 
 
 def _waits_s() -> Iterator[float]:

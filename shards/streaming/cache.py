@@ -109,21 +109,26 @@ class BlockCache:
             self._open.clear()
         self._owned.close()
 
-    def prefetch(self, pieces: Iterable[Piece]) -> None:
+    def prefetch(self, pieces: Iterable[Piece], kept: Iterable[Piece] = ()) -> None:
         """Begin to fetch, in threads, what is not there and not on its way, in this order; return at once.
 
         An error waits for who reads the piece. What an earlier call wanted and no thread has begun is forgotten.
 
         Args:
             pieces: by first use.
+            kept: more of them, that somebody else fetches; of all others files that are open here are closed.
         """
         listed = dict.fromkeys(pieces)
+        used = listed.keys() | kept
         with self._lock:
-            self._here &= listed.keys()
+            self._here &= used
             # An open file takes room on the disk after the owner has removed it.
-            self._open = {piece: found for piece, found in self._open.items() if piece in listed}
+            self._open = {piece: found for piece, found in self._open.items() if piece in used}
             self._failed = {piece: error for piece, error in self._failed.items() if piece in listed}
-            self._wanted = deque(piece for piece in listed if piece not in self._here and piece not in self._failed)
+            missing = [piece for piece in listed if piece not in self._here and piece not in self._failed]
+            # A thread costs more than to look.
+            self._here |= {piece for piece in missing if self._path(piece).exists()}
+            self._wanted = deque(piece for piece in missing if piece not in self._here)
             num_new = max(0, min(FETCHES_AT_ONCE, len(self._wanted)) - self._num_threads)
             self._num_threads += num_new
         for _ in range(num_new):

@@ -150,7 +150,7 @@ def run_stream(options: cli.Namespace) -> int:
         raise UserError(f"--rank is {options.rank}: of --world {options.world} the last is {options.world - 1}")
     from shards.dataset import CorruptSampleError
     from shards.streaming.ledger import Ledger
-    from shards.streaming.serve import WorkerLostError
+    from shards.streaming.processes import ProcessLostError
 
     datasets = _open(options)
     state = _read_state(options) if options.from_state is not None else _begin(options, datasets)
@@ -162,7 +162,7 @@ def run_stream(options: cli.Namespace) -> int:
         except CorruptSampleError as error:
             remedy = " (--on_bad replace goes on without it)" if options.on_bad == "stop" else ""
             print(f"shards: error: {error}{remedy}", file=sys.stderr)
-        except WorkerLostError as error:
+        except ProcessLostError as error:
             print(f"shards: error: {error}", file=sys.stderr)
     return 1
 
@@ -211,8 +211,7 @@ def _keep(options: cli.Namespace, stream: Stream, report: Report, ledger: Ledger
         state = state_at(stream, report.step + 1).to_json()
         with user_errors(options.state):
             write_bytes(options.state, json.dumps(state).encode() + b"\n")
-    if stream.cache is not None:
-        stream.cache.evict(stream.consumed(report.step + 1))
+    stream.move_on(report.step + 1)
 
 
 def _open(options: cli.Namespace) -> list[Dataset]:
@@ -272,7 +271,7 @@ def _open_stream(options: cli.Namespace, state: StreamState, datasets: Sequence[
 
 @contextlib.contextmanager
 def _stream_with_cache(options: cli.Namespace, state: StreamState, datasets: Sequence[Dataset]) -> Iterator[Stream]:
-    from shards.streaming.cache import BlockCache
+    from shards.streaming.ahead import cached
     from shards.streaming.footprint import opening_need
     from shards.streaming.room import STEPS_PER_WORKER, is_remote, require_fits
 
@@ -281,10 +280,12 @@ def _stream_with_cache(options: cli.Namespace, state: StreamState, datasets: Seq
         yield stream
         return
     node_ranks = min(options.node_ranks or options.world, options.world)
-    need = opening_need(stream, node_ranks=node_ranks, queued_steps=STEPS_PER_WORKER * options.workers)
-    require_fits(need, folder=_folder(options), limit_bytes=_limit(options), node_ranks=node_ranks)
-    with BlockCache(datasets, _folder(options), _limit(options) or need.rank_bytes) as cache:
-        stream.cache = cache
+    queued_steps = STEPS_PER_WORKER * options.workers
+    need = opening_need(stream, node_ranks=node_ranks, queued_steps=queued_steps)
+    folder, limit_bytes = _folder(options), _limit(options)
+    require_fits(need, folder=folder, limit_bytes=limit_bytes, node_ranks=node_ranks)
+    limit_bytes = limit_bytes or need.rank_bytes
+    with cached(stream, folder, limit_bytes, first_step=options.from_step, queued_steps=queued_steps):
         yield stream
 
 

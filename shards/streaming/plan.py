@@ -104,7 +104,7 @@ def _dataset_plan(stream: Stream, footprint: Footprint, number: int, num_workers
         num_windows=int(np.count_nonzero(np.diff(order.pieces(epoch).first_positions, prepend=-1))),
         steps_per_epoch=order.num_samples / drawn if drawn else float("inf"),
         num_requests=footprint.traffic(number, stream.world).num_requests if num_remote else 0,
-        num_checks=num_remote * stream.world * max(num_workers, 1),
+        num_checks=num_remote * stream.world * (1 + max(num_workers, 1)),
     )
 
 

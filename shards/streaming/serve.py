@@ -1,33 +1,23 @@
 """Read the steps of a stream by several processes, and get them back in order.
 
-Workers come from a server process that is started afresh (forkserver): they inherit no thread, lock or client of a
-store. They take the steps in turn and hold at most `STEPS_PER_WORKER` each. Whatever ends the process that asks, their
-pipe closes with it and they end too.
-
-Cost: 0.5 s for the server, 20 ms for each worker; of large tables all map the same memory, see `shards.rows`.
+Workers take the steps in turn and hold at most `STEPS_PER_WORKER` each. Their cost: see `shards.streaming.processes`.
 """
 
 import contextlib
 import hashlib
-import multiprocessing
-import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from multiprocessing import forkserver
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from typing import Any, NamedTuple, TypeVar
 
 from shards.dataset import Sample
+from shards.streaming.processes import Worker
 from shards.streaming.room import STEPS_PER_WORKER
 from shards.streaming.stream import Replacement, Stream
 
 Result = TypeVar("Result")
-
-
-class WorkerLostError(RuntimeError):
-    """A worker process ended without an answer."""
 
 
 class Report(NamedTuple):
@@ -80,20 +70,22 @@ def in_turn(make: Callable[[int], Result], steps: Iterable[int], num_workers: in
         num_workers: at least 0.
 
     Raises:
-        WorkerLostError: a worker was killed.
+        ProcessLostError: a worker was killed.
     """
     if not num_workers:
         yield from map(make, steps)
         return
     coming = iter(steps)
     with _workers(make, num_workers) as workers:
-        asked: deque[_Worker] = deque()
+        asked: deque[Worker] = deque()
         for number, step in zip(range(num_workers * STEPS_PER_WORKER), coming, strict=False):
             workers[number % num_workers].ask(step)
             asked.append(workers[number % num_workers])
         while asked:
             worker = asked.popleft()
             result = worker.answer()
+            if isinstance(result, _Failed):
+                raise result.error
             for step in coming:
                 worker.ask(step)
                 asked.append(worker)
@@ -101,47 +93,11 @@ def in_turn(make: Callable[[int], Result], steps: Iterable[int], num_workers: in
             yield result
 
 
-class _Worker:
-    def __init__(self, context: Any, make: Callable[[int], Any]) -> None:
-        self._connection, theirs = context.Pipe()
-        self._process: ForkServerProcess = context.Process(target=_work, args=(make, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def ask(self, step: int) -> None:
-        # Who is gone says so when it is asked for the answer.
-        with contextlib.suppress(OSError):
-            self._connection.send(step)
-
-    def answer(self) -> Any:
-        try:
-            result = self._connection.recv()
-        except (EOFError, OSError) as error:
-            self._process.join()
-            told = f"a worker process ended by itself, exit code {self._process.exitcode}"
-            raise WorkerLostError(f"{told} (−9: killed, most likely because memory ran out)") from error
-        if isinstance(result, _Failed):
-            raise result.error
-        return result
-
-    def stop(self) -> None:
-        self._connection.close()
-        self._process.terminate()
-
-    def join(self) -> None:
-        self._process.join()
-
-
 @contextlib.contextmanager
-def _workers(make: Callable[[int], Any], count: int) -> Iterator[list[_Worker]]:
-    context = multiprocessing.get_context("forkserver")
-    # What workers need is loaded once, in the server: this module, and what the main module imports.
-    context.set_forkserver_preload(["shards.streaming.serve", "shards.cli"])
-    with _interrupts_ignored():
-        forkserver.ensure_running()
-    started: list[_Worker] = []
+def _workers(make: Callable[[int], Any], count: int) -> Iterator[list[Worker]]:
+    started: list[Worker] = []
     try:
-        started.extend(_Worker(context, make) for _ in range(count))
+        started.extend(Worker(partial(_work, make)) for _ in range(count))
         yield started
     finally:
         for worker in started:
@@ -150,21 +106,9 @@ def _workers(make: Callable[[int], Any], count: int) -> Iterator[list[_Worker]]:
             worker.join()
 
 
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that a Ctrl-C does not reach: it is for this process to end them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _work(make: Callable[[int], Any], connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            connection.send(_attempt(make, connection.recv()))
+    while True:
+        connection.send(_attempt(make, connection.recv()))
 
 
 def _attempt(make: Callable[[int], Any], step: int) -> Any:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -130,6 +130,10 @@ class Stream:
         self.mixture = mixture or Mixture(weights=tuple(1 for _ in datasets))
         self.global_batch, self.start, self.rank, self.world = global_batch, start, rank, world
         self.cache, self.ahead_steps, self._on_bad = cache, ahead_steps, on_bad
+        self.is_fetched_apart = False
+        """Another process looks ahead, see `shards.streaming.ahead`: here nothing is fetched before its step."""
+        self.fetcher: Callable[[int], None] | None = None
+        """Is told which step comes next, by `move_on`."""
         self._located: OrderedDict[int, Ints] = OrderedDict()
         self._asked = -1
         # Not more than an epoch, so that no later ones have to be made.
@@ -137,6 +141,10 @@ class Stream:
         self._steps_at_once = max(1, min(_LOCATED_AT_ONCE * world, _MAX_LOCATED, num_samples) // global_batch)
         self._needed: dict[int, list[Piece]] = {}
         self._refreshed: set[Piece] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who reads steps elsewhere does not say how far they are.
+        return {**self.__dict__, "fetcher": None}
 
     def slots(self, step: int) -> list[Slot]:
         """Return this rank's places of a step, in order: the ranks' lists one after another are the global batch."""
@@ -178,6 +186,13 @@ class Stream:
         """Return how many samples of each dataset come before a step."""
         return self.mixture.counts(self.start + step * self.global_batch)
 
+    def move_on(self, step: int) -> None:
+        """Let go of what lies in the cache for the steps before this one: all of them have been used, on this rank."""
+        if self.cache is not None:
+            self.cache.evict(self.consumed(step))
+        if self.fetcher is not None:
+            self.fetcher(step)
+
     def read(self, step: int, decode: Callable[[Sample, int], Item]) -> Step[Item]:
         """Read and decode this rank's samples of a step.
 
@@ -192,7 +207,7 @@ class Stream:
         """
         slots = self.slots(step)
         if self.cache is not None:
-            self._look_ahead(step, self.cache)
+            self.look_ahead(step, self.ahead_steps)
         items, replaced = [], []
         for slot in slots:
             try:
@@ -205,11 +220,13 @@ class Stream:
                 replaced.append(self._replacement(slot, fault, row))
         return Step(slots=slots, items=items, replaced=replaced)
 
-    def _look_ahead(self, step: int, cache: BlockCache) -> None:
-        """Have fetched what this step and the next ones need from a store, by first use."""
-        steps = range(step, step + 1 + self.ahead_steps)
+    def look_ahead(self, step: int, num_steps: int) -> None:
+        """Have fetched what a step and so many after it need from a store, by first use."""
+        assert self.cache is not None
+        steps = range(step, step + 1 + num_steps)
         self._needed = {each: self._needed.get(each) or self._pieces(each) for each in steps}
-        cache.prefetch(chain.from_iterable(self._needed.values()))
+        pieces = list(chain.from_iterable(self._needed.values()))
+        self.cache.prefetch(self._needed[step] if self.is_fetched_apart else pieces, kept=pieces)
 
     def _pieces(self, step: int) -> list[Piece]:
         """Return the pieces in a store that a step needs."""

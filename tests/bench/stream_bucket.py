@@ -26,8 +26,10 @@ from urllib.parse import urlsplit
 
 from shards import storage
 from shards.dataset import Dataset, open_dataset
-from shards.streaming.cache import FETCHES_AT_ONCE, BlockCache
+from shards.streaming.ahead import cached
+from shards.streaming.cache import FETCHES_AT_ONCE
 from shards.streaming.order import BLOCK_BYTES
+from shards.streaming.room import STEPS_PER_WORKER
 from shards.streaming.stream import Stream
 from tests.bench import stream_peers as peers
 from tests.bench.stream_data import IMAGE_SETS, draw_jpegs, write_ours
@@ -105,13 +107,12 @@ def local(url: str, workers: int) -> Iterator[object]:
 
 def bucket(url: str, cache: str, workers: int) -> Iterator[object]:
     """Yield decoded batches of a dataset in a bucket, through a cache that is made in a folder."""
-    dataset = open_dataset(url)
-    with BlockCache([dataset], Path(cache), _CACHE_BYTES) as blocks:
-        stream = Stream([dataset], _SETTINGS, global_batch=BATCH, cache=blocks)
+    stream = Stream([open_dataset(url)], _SETTINGS, global_batch=BATCH)
+    with cached(stream, Path(cache), _CACHE_BYTES, queued_steps=STEPS_PER_WORKER * workers):
         batches = peers.load(peers.StreamSteps(stream, peers.decode_jpeg), workers)
         for step, batch in enumerate(batches, 1):
             yield batch
-            blocks.evict(stream.consumed(step))
+            stream.move_on(step)
 
 
 def local_beside_transfer(folder: str, url: str, workers: int) -> Iterator[object]:
@@ -191,18 +192,19 @@ def _epoch(url: str, cache: str) -> dict[str, float]:
     dataset = open_dataset(url)
     opened = time.perf_counter()
     storage.traffic.clear()
-    with BlockCache([dataset], Path(cache), _CACHE_BYTES) as blocks:
-        stream = Stream([dataset], _SETTINGS, global_batch=BATCH, cache=blocks)
+    stream = Stream([dataset], _SETTINGS, global_batch=BATCH)
+    with cached(stream, Path(cache), _CACHE_BYTES):
         steps = peers.StreamSteps(stream, peers.decode_jpeg)
         steps[0]
         first = time.perf_counter()
         num_steps = dataset.num_samples // BATCH
         for step in range(1, num_steps):
             steps[step]
-            blocks.evict(stream.consumed(step))
+            stream.move_on(step)
         wall_s, cpu_s = time.perf_counter() - opened, own_cpu_seconds() - cpu
-        blocks.evict(stream.consumed(num_steps))
-        ready = blocks.used_bytes()
+        assert stream.cache is not None
+        stream.cache.evict(stream.consumed(num_steps))
+        ready = stream.cache.used_bytes()
         traffic = dict(storage.traffic)
     return {
         "samples": dataset.num_samples,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,6 +26,8 @@ from pretrain.runs.metrics import read_rows
 from pretrain.training.loop import train
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
+from shards.storage.reading import count_traffic
+from shards.streaming import ahead
 from shards.streaming.cache import BlockCache
 from shards.streaming.order import OrderSettings
 from shards.streaming.stream import Stream
@@ -118,9 +121,21 @@ def test_a_bucket_gives_the_same_batches(variant, by_number, object_store, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_kind_of_retry_reaches_a_row_of_metrics(tiny, faulty_store, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_requests_of_whoever_fetches_ahead_are_counted_once(tiny, monkeypatch, workers):
+    maker = make_maker(tiny)
+    maker.stream.fetcher = lambda step: count_traffic(gets=step)
+    with closing(deliver(maker, num_steps=3, workers=workers)) as deliveries:
+        counts = [delivery.counts["gets"] for delivery in deliveries]
+    # Here a delivery is counted before its step is over.
+    assert counts == ([1, 2, 3] if workers else [0, 1, 2])
+
+
+def test_each_kind_of_retry_reaches_a_row_of_metrics(tiny, faulty_store, tmp_path, monkeypatch):
     import s3fs
 
+    # Nobody else fetches: what of its counts comes in time is chance. See test_ahead.py for these.
+    monkeypatch.setattr(ahead, "_Fetcher", Mock())
     s3fs.S3FileSystem().put(tiny.data, f"{faulty_store.url}/data", recursive=True)
     loader = replace(tiny.loader, cache=str(tmp_path / "cache"))
     config = replace(tiny, data=f"{faulty_store.url}/data", max_steps=3, loader=loader)

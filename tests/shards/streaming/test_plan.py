@@ -63,8 +63,8 @@ def test_data_in_a_store_need_a_cache_and_requests(url):
 
 def test_every_process_that_reads_looks_once_at_every_shard(url):
     stream = stream_of(in_a_store(open_dataset(url)), world=2)
-    assert [make_plan(stream, num_workers=count).datasets[0].num_checks for count in (0, 1, 3)] == [6, 6, 18]
-    assert "checks (HEAD) at most, once   18" in make_plan(stream, num_workers=3).lines()
+    assert [make_plan(stream, num_workers=count).datasets[0].num_checks for count in (0, 1, 3)] == [12, 12, 24]
+    assert "checks (HEAD) at most, once   24" in make_plan(stream, num_workers=3).lines()
     assert make_plan(stream_of(open_dataset(url))).datasets[0].num_checks == 0
 
 

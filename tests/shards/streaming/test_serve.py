@@ -10,7 +10,8 @@ from functools import partial
 
 import pytest
 
-from shards.streaming.serve import WorkerLostError, in_turn
+from shards.streaming.processes import ProcessLostError
+from shards.streaming.serve import in_turn
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
@@ -45,7 +46,7 @@ def test_the_place_of_an_error_is_noted():
 
 def test_a_worker_that_is_gone_is_one_line():
     answers = in_turn(os._exit, [7, 7], 1)
-    with pytest.raises(WorkerLostError, match="a worker process ended by itself, exit code 7"):
+    with pytest.raises(ProcessLostError, match="a worker process ended by itself, exit code 7"):
         next(answers)
 
 

@@ -277,7 +277,7 @@ class FlippingCache:
         """Take what to read of, and which rows."""
         self._dataset, self._rows = dataset, rows
 
-    def prefetch(self, pieces):
+    def prefetch(self, pieces, kept=()):
         """Fetch nothing."""
 
     def read(self, piece, row, *, refresh=False):
