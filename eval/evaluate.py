@@ -28,6 +28,7 @@ from eval.protocols.task import Outcome
 from eval.questions import Question, Questions, detail_of, questions
 from eval.report.pictures import PCA
 from eval.results import Results, Row
+from eval.seeds import method_sentences, over_seeds
 from eval.statistics import bootstrap_interval
 from eval.summary import chosen_rows, compare_all, confusions, sentences
 from shards.errors import UserError
@@ -189,6 +190,8 @@ class Evaluation:
         chosen_keys = {(row.data, row.model, row.protocol, row.features) for row in chosen}
         floors = {candidate.name for candidate in done if candidate.is_floor}
         runs = {candidate.name: candidate.run for candidate in done if candidate.run is not None}
+        records = {candidate.name: candidate.record for candidate in done if candidate.record is not None}
+        seeds = over_seeds(rows, runs, records, self._baseline)
         comparisons = compare_all(rows, floors, runs, self._baseline)
         classes = {item.data.name: item.data.classes for item in self.prepared}
         return {
@@ -208,7 +211,8 @@ class Evaluation:
             ],
             "rows": [row.figures() | {"chosen": _place_of(row) in chosen_keys} for row in rows],
             "comparisons": [comparison.figures() for comparison in comparisons],
-            "verdicts": sentences(comparisons),
+            "seeds": [figure.figures() for figure in seeds],
+            "verdicts": [*method_sentences(seeds), *sentences(comparisons)],
             "confusions": [confusion.figures() for confusion in confusions(rows, self._truth, classes, floors)],
             "costs": self._costs,
             "pictures": [
@@ -238,4 +242,5 @@ def _describe_model(candidate: Candidate, model: Model) -> dict[str, Any]:
     names = ("name", "kind", "digest", "description", "image_px", "patch_px", "bands", "dtype", "mean", "std")
     origin = {"run": candidate.run, "step": candidate.step, "samples_seen": candidate.samples_seen}
     training = None if candidate.training is None else asdict(candidate.training)
-    return {name: getattr(model, name) for name in names} | origin | {"training": training}
+    record = None if candidate.record is None else asdict(candidate.record)
+    return {name: getattr(model, name) for name in names} | origin | {"training": training, "record": record}

@@ -118,8 +118,12 @@ def paired_difference(first: Evidence, second: Evidence, num_draws: int, draw: n
         extremes = np.repeat([[-1.0, 1.0]], len(differences), axis=0)
         drawn = _mean_draws(np.concatenate([differences, extremes], axis=1), num_draws, draw)
     low, high = (float(end) for end in np.nanpercentile(drawn, _TAILS))
-    verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "no difference"
-    return Difference(value=value(first) - value(second), low=low, high=high, verdict=verdict)
+    return Difference(value=value(first) - value(second), low=low, high=high, verdict=verdict_of(low, high))
+
+
+def verdict_of(low: float, high: float) -> Verdict:
+    """Return what the interval of a difference says: better or worse where it leaves out zero."""
+    return "better" if low > 0 else "worse" if high < 0 else "no difference"
 
 
 def _weights(

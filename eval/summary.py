@@ -17,7 +17,7 @@ from eval.statistics import Difference, paired_difference
 from shards.keyed import generator
 
 HEADLINES = ("linear", "knn_20", "segment_linear", "change_difference_f1")
-_VERBS = {"better": "is better than", "worse": "is worse than", "no difference": "shows no difference from"}
+VERBS = {"better": "is better than", "worse": "is worse than", "no difference": "shows no difference from"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,13 @@ def chosen_rows(rows: Sequence[Row]) -> list[Row]:
     best: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (row.data, row.protocol, row.model)
-        if key not in best or _validation(row) > _validation(best[key]):
+        if key not in best or validation(row) > validation(best[key]):
             best[key] = row
     return list(best.values())
 
 
-def _validation(row: Row) -> float:
+def validation(row: Row) -> float:
+    """Return the figure on the validation part, -1 where there is none."""
     figure = row.detail.get("validation")
     return -1.0 if figure is None else float(figure)
 
@@ -150,25 +151,27 @@ def _sentence(group: Sequence[Comparison]) -> str:
 
 
 def _against(comparison: Comparison, unit: str = "") -> str:
-    return f"{_VERBS[comparison.difference.verdict]} {comparison.other}: {_points(comparison, unit)}"
+    return f"{VERBS[comparison.difference.verdict]} {comparison.other}: {in_points(comparison.difference, unit)}"
 
 
-def _points(comparison: Comparison, unit: str = "") -> str:
-    d = comparison.difference
+def in_points(difference: Difference, unit: str = "") -> str:
+    """Return a difference with its interval, in points."""
+    d = difference
     return f"{100 * d.value:+.1f}{unit} ({100 * d.low:+.1f} … {100 * d.high:+.1f})"
 
 
 def _against_floors(group: Sequence[Comparison]) -> str:
     """Say each verdict once: of all floors with the difference nearest to none, else floor by floor."""
-    verdicts = [verdict for verdict in _VERBS if any(c.difference.verdict == verdict for c in group)]
+    verdicts = [verdict for verdict in VERBS if any(c.difference.verdict == verdict for c in group)]
     if len(verdicts) == 1:
         nearest = min(group, key=lambda c: abs(c.difference.value))
         number = f"any of {len(group)}" if verdicts[0] == "no difference" else f"all {len(group)}"
-        return f"{_VERBS[verdicts[0]]} {number} floors, nearest {nearest.other}: {_points(nearest, ' points')}"
+        said = in_points(nearest.difference, " points")
+        return f"{VERBS[verdicts[0]]} {number} floors, nearest {nearest.other}: {said}"
     parts = []
     for verdict in verdicts:
         first, *more = [c for c in group if c.difference.verdict == verdict]
-        parts.append(", ".join([_against(first, " points"), *[f"{c.other}: {_points(c)}" for c in more]]))
+        parts.append(", ".join([_against(first, " points"), *[f"{c.other}: {in_points(c.difference)}" for c in more]]))
     return ", and ".join(parts)
 
 

@@ -49,8 +49,9 @@ def _look(
             continue
         newest[run] = step
         started, log = time.monotonic(), read_training_log(run)
+        record = next(c.record for c in evaluation.candidates if c.run == run)
         try:
-            candidate = export_candidate(read_export(folder), evaluation.device, log, lazy=False)
+            candidate = export_candidate(read_export(folder), evaluation.device, log, record, lazy=False)
             evaluation.check(candidate)
             evaluation.add(candidate)
         except UserError as error:

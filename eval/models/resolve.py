@@ -13,6 +13,7 @@ from eval.models.exports import Export, read_export
 from eval.models.floors import floor_model
 from eval.models.model import Model, export_model, random_init_of_export, random_init_of_timm, timm_model
 from eval.models.official import official_export
+from eval.models.record import Record, read_record
 from eval.models.runs import find_exports
 from eval.models.training import Training, TrainingLog, read_training_log
 from shards.errors import UserError
@@ -42,6 +43,8 @@ class Candidate:
     samples_seen: int | None = None
     training: Training | None = None
     """What training had cost by then; None where nobody says so."""
+    record: Record | None = None
+    """What its run was made from; None where nobody says so."""
     may_fail: bool = False
     """One of many exports: if it cannot be loaded it is passed over and told, as a damaged export of a run is."""
 
@@ -58,7 +61,7 @@ def resolve_models(
         tell: is given a line for each export of a run that was passed over as invalid.
 
     Raises:
-        UserError: a word names nothing that can be loaded, or a run's metrics are damaged.
+        UserError: a word names nothing that can be loaded, or a run's metrics or record are damaged.
     """
     words = list(dict.fromkeys(words))
     exports: dict[str, list[Export]] = {}
@@ -70,12 +73,16 @@ def resolve_models(
     if add_floors:
         words += [floor for floor in _default_floors(words, bool(exports)) if floor not in words]
     first = next((found[-1] for found in exports.values()), None)
-    logs = _training_logs([export for found in exports.values() for export in found])
+    runs = dict.fromkeys(e.run for found in exports.values() for e in found if e.run is not None)
+    told = {run: (read_training_log(run), read_record(run)) for run in runs}
     named: dict[str, Candidate] = {}
     for word in words:
         if word in exports:
             lazy = len(exports[word]) > 1
-            found = {e.url: export_candidate(e, device, logs.get(e.run or ""), lazy=lazy) for e in exports[word]}
+            found = {
+                e.url: export_candidate(e, device, *told.get(e.run or "", (None, None)), lazy=lazy)
+                for e in exports[word]
+            }
         else:
             found = {word: _eager(_load(word, first, device))}
         # RUN and RUN@STEP may be the same export.
@@ -95,18 +102,16 @@ def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
     return ["floor:random_init"] * (any_export and not has_random_init) + list(_FREE_FLOORS)
 
 
-def _training_logs(exports: Sequence[Export]) -> dict[str, TrainingLog | None]:
-    """Read the metrics of each run once, however many exports it has."""
-    return {run: read_training_log(run) for run in dict.fromkeys(e.run for e in exports if e.run is not None)}
-
-
-def export_candidate(export: Export, device: torch.device, log: TrainingLog | None, *, lazy: bool) -> Candidate:
+def export_candidate(
+    export: Export, device: torch.device, log: TrainingLog | None, record: Record | None, *, lazy: bool
+) -> Candidate:
     """Return the candidate of an export; a lazy one reads its weights when it is loaded, and holds none.
 
     Args:
         export: of a run, or one that stands alone.
         device: where the network runs.
         log: the metrics of its run; None: there are none.
+        record: what its run was made from; None: nothing says so.
         lazy: see above.
     """
     if lazy:
@@ -117,7 +122,7 @@ def export_candidate(export: Export, device: torch.device, log: TrainingLog | No
     return Candidate(
         name=export.label, bands=export.bands, dtype=export.dtype, load=load,
         run=export.run, step=export.step, samples_seen=export.samples_seen,
-        training=None if log is None else log.until(export.step), may_fail=lazy,
+        training=None if log is None else log.until(export.step), record=record, may_fail=lazy,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from eval.report.contents import Contents, Figures, Table, contents, interval, percent, points
 from eval.report.markup import count
+from eval.report.seeds import LEAD, method_tables
 
 
 def markdown(report: Figures) -> str:
@@ -10,6 +11,7 @@ def markdown(report: Figures) -> str:
     lines = ["# What the backbones are worth", "", *[f"- {_plain(text)}" for text in report.get("verdicts", [])], ""]
     for each in index.tables:
         lines += [*_table(index, each), ""]
+    lines += _seeds(index)
     lines += ["## Where the figures come from", "", *_models(report), "", *_data(report), ""]
     if report.get("costs"):
         lines += [*_costs(report), ""]
@@ -34,6 +36,16 @@ def _table(index: Contents, each: Table) -> list[str]:
             cells.append("; ".join(f"{o['verdict']} ({points(o)})" for o in found if o["other"] == index.baseline))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _seeds(index: Contents) -> list[str]:
+    lines = ["## Over seeds", "", LEAD, ""]
+    tables = method_tables(index)
+    for each in tables:
+        rows = [each.heads, *[each.cells(row) for row in each.rows]]
+        head, *body = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+        lines += [f"### {_plain(each.title)}", "", head, "|---" * len(each.heads) + "|", *body, ""]
+    return lines if tables else []
 
 
 def _models(report: Figures) -> list[str]:

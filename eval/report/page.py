@@ -20,6 +20,7 @@ from eval.report.markdown import markdown
 from eval.report.markup import anchor, count, folded, section
 from eval.report.origin import costs, data_sets, facts, models, provenance, training
 from eval.report.pictures import shown
+from eval.report.seeds import LEAD, seeds
 from eval.report.tables import full_tables, short_table
 from shards import storage
 
@@ -28,6 +29,7 @@ __all__ = ["Figures", "percent", "render", "write_report"]
 _PAIRED = (
     "Paired bootstrap on the same test images: better or worse where the interval of the difference leaves out zero."
 )
+_MEANS = " Over seeds: the interval of the difference of two means, by Welch's t."
 _CHOSEN = (
     "Percent. Bold is the best of a column, and each that a paired comparison does not tell from it. Of each model the "
     "kind of features that does best on validation images; of a run its newest export."
@@ -71,8 +73,9 @@ def render(report: Figures) -> str:
     index = contents(report)
     template = Template(files("eval.report").joinpath("page.html").read_text(encoding="utf-8"))
     parts = {
-        "In words": (_verdicts(index), _PAIRED),
+        "In words": (_verdicts(index), _PAIRED + _MEANS * bool(report.get("seeds"))),
         **_tasks(index),
+        "Over seeds": (seeds(index), LEAD),
         "Metric against step": (step_charts(index), "Bands are 95 % intervals, broken lines floors."),
         "Confusion": (confusions(index), _CONFUSION),
         "Class by class": (class_figures(index), ""),

@@ -166,7 +166,7 @@ def _pairs(contents: Contents, each: Table) -> str:
 def _against_one(contents: Contents, base: Figures, rows: Sequence[Figures]) -> str:
     found = {_named(row): one for row in rows if row is not base and (one := contents.between(row, base))}
     columns = [Column(title="Backbone", sort=""), Column(title=f"against {_named(base)}", sort="")]
-    return table(columns, [("", [name, _pair(one)]) for name, one in found.items()], "pairs") if found else ""
+    return table(columns, [("", [name, pair(one)]) for name, one in found.items()], "pairs") if found else ""
 
 
 def _against_each(contents: Contents, rows: Sequence[Figures]) -> str:
@@ -179,7 +179,7 @@ def _against_each(contents: Contents, rows: Sequence[Figures]) -> str:
         return ""
     columns = [Column(title="Row against column", sort=""), *[Column(title=_named(row), sort="") for row in rows[1:]]]
     lines: list[tuple[str, Sequence[Cell | str]]] = [
-        ("", [_named(row), *[_pair(one) for one in line]]) for row, line in zip(rows, found, strict=False)
+        ("", [_named(row), *[pair(one) for one in line]]) for row, line in zip(rows, found, strict=False)
     ]
     return table(columns, lines, "pairs")
 
@@ -188,7 +188,8 @@ def _named(row: Figures) -> str:
     return f"{row['model']}, {row['features']}"
 
 
-def _pair(found: Figures | None) -> Cell:
+def pair(found: Figures | None) -> Cell:
+    """Return the verdict and the difference of a comparison; an empty cell without one."""
     if found is None:
         return Cell(html="")
     return Cell(html=f"{_SIGNS[found['verdict']]} {escape(found['verdict'])}<small>{points(found)}</small>",

@@ -212,6 +212,38 @@ def test_costs_of_training_and_a_baseline_are_in_the_report(tmp_path: Path, writ
         assert sentence.split(", ")[1].split(" ")[0] in ("other", "third", "run")
 
 
+def test_runs_that_differ_in_their_seed_alone_are_told_as_one_method(tmp_path: Path, write_export, write_classes):
+    identities = {"base-0": (0, 8), "base-1": (1, 8), "wide-0": (0, 9), "wide-1": (1, 9)}
+    for number, (name, (seed, width)) in enumerate(identities.items(), 1):
+        for step in (number, 10):
+            # Weights are drawn by the step: the newest exports have one step in common, and weights of their own.
+            folder = write_export(tmp_path / name / "exports" / f"step_{step:08d}", step=10 * number + step)
+            fields = json.loads((folder / "model.json").read_text())
+            (folder / "model.json").write_text(json.dumps(fields | {"step": step}))
+        record = {"format": "pera-run", "format_version": 2, "identity": {"seed": seed, "width": width}, "digests": []}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    runs = [f"{tmp_path / name}@all" for name in identities]
+    flags = ("--protocols", "knn", "--baseline", runs[1])
+    report = _run([*runs, write_export(tmp_path / "alone")], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out",
+                  *flags)  # fmt: skip
+    base, wide = (figure for figure in report["seeds"] if figure["protocol"] == "knn_20")
+    assert [base["method"], base["against"], wide["method"], wide["against"]["other"]] == ["base", None, "wide", "base"]
+    for figure in (base, wide):
+        models = [f"{figure['method']}-{seed} step 10" for seed in (0, 1)]
+        values = [
+            row["value"]
+            for row in report["rows"]
+            if row["model"] in models and (row["protocol"], row["features"]) == ("knn_20", figure["features"])
+        ]
+        assert (figure["models"], figure["num_seeds"], figure["mean"]) == (models, 2, pytest.approx(np.mean(values)))
+    assert report["verdicts"][0].startswith("On d, over 2 seeds each, wide ")
+    assert "over 2 seeds" not in report["verdicts"][1]
+    assert report["models"][0]["record"]["seed"] == 0
+    assert report["models"][-4]["record"] is None, "an export that stands alone"
+    for name in ("report.html", "report.md"):
+        assert "Over seeds" in (tmp_path / "out" / name).read_text()
+
+
 def test_redo_repeats_with_equal_figures(tmp_path: Path, write_classes):
     data = [f"d={write_classes(tmp_path / 'd')}"]
     first = _run(["floor:image_stats"], data, tmp_path / "out")

@@ -23,6 +23,8 @@ def test_exports_are_evaluated_as_they_come_until_the_run_is_complete(tmp_path: 
     run, console = tmp_path / "run", Console(file=io.StringIO())
     write_export(run / "exports" / "step_00000010", step=10)
     (run / "config.yaml").write_text(yaml.safe_dump({"schedule": {"length": "40 steps"}}))
+    record = {"format": "pera-run", "format_version": 2, "identity": {"seed": 7}, "digests": []}
+    (run / "run.json").write_text(json.dumps(record))
     evaluation = _evaluation([run], write_classes(tmp_path / "d"), tmp_path / "out")
     waits, reports = [], []
 
@@ -49,6 +51,7 @@ def test_exports_are_evaluated_as_they_come_until_the_run_is_complete(tmp_path: 
     steps = [sorted({step for _, step, _ in report}) for report in reports]
     assert steps == [[10, 20], [10, 20, 40]]
     assert ("run step 40", 40, 400) in reports[-1]
+    assert [model["record"]["seed"] for model in evaluation.report()["models"]] == [7, 7, 7]
     assert "step_00000030/model.safetensors is corrupt" in console.file.getvalue().replace("\n", "")
 
 
