@@ -267,7 +267,7 @@ def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: 
     What comes after it is not looked at: tables have samples of one image alone.
 
     Args:
-        pieces: of each series, the extent of the sample in its shard.
+        pieces: of each series, the extent of the sample in its shard, as the table has it (`is_whole`).
         series: their names.
         image_members: extensions, one of which is the image.
 
@@ -275,7 +275,7 @@ def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: 
         ValueError: the bytes are no tar members, or have no image.
     """
     for prefix, data in zip(series, pieces, strict=True):
-        for name, offset, size in tar.members(data):
+        for name, offset, size in tar.members(data, checked=True):
             key, extension = tar.key_and_extension(name)
             if _in_series(extension, prefix) in image_members:
                 image = memoryview(data)[offset : offset + size]
