@@ -27,6 +27,7 @@ _MAX_SIZE = 8**11 - 1
 _ZEROS = bytes(BLOCK)
 _BLANK_CHECKSUM = 8 * ord(" ")  # the checksum counts as blanks while it is computed
 _ADLER_MODULUS = 65521
+_PLAIN_HEADER = struct.Struct("100s24x12s20xs188xs")  # name, size, kind, first byte of the name's prefix
 _HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, checksum, kind, magic, prefix of the name
 
 
@@ -145,6 +146,21 @@ def members(data: bytes | memoryview, *, checked: bool = False) -> Iterator[Memb
         told = {}
     if told:
         raise ValueError("the end comes after an extension header")
+
+
+def first_file(data: bytes | memoryview) -> Member | None:
+    """Return the first entry of bytes that are known to be those of a table, if it is a plain file.
+
+    None where it takes more to say so (`members`): another kind, a long name, an extension header, a large size.
+    """
+    name, size_field, kind, prefix = _PLAIN_HEADER.unpack_from(data)
+    if kind not in REGULAR or prefix != b"\0" or size_field[11] not in b"\0 ":
+        return None
+    try:
+        size = int(size_field[:11], 8)
+        return Member(name.partition(b"\0")[0].decode(), BLOCK, size) if 0 <= size <= len(data) - BLOCK else None
+    except ValueError:
+        return None
 
 
 def parse_header(block: bytes | memoryview, position: int, *, checked: bool = False) -> tuple[bytes, int, bytes]:

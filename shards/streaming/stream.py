@@ -12,7 +12,7 @@ the page cache and to check it, 8 µs to find the image in it; taken on a busy m
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,15 +20,19 @@ import numpy as np
 from shards.dataset import CorruptSampleError, Dataset, Sample, is_whole
 from shards.errors import UserError
 from shards.keyed import hash64, permute
+from shards.rows import Place
 from shards.streaming.cache import BlockCache, Piece
 from shards.streaming.mix import Mixture
 from shards.streaming.order import Ints, Order, OrderSettings, cut_blocks, cut_for_rank
 from shards.tar import BLOCK
 
 Item = TypeVar("Item")
+Places = Sequence[Place]
+"""Of a sample's bytes: one for each series."""
 
 AHEAD_STEPS = 8
 _LOCATED_AT_ONCE, _MAX_LOCATED = 2**12, 2**16  # samples of a rank, of all: so many share what calls of numpy cost
+_READ_AT_ONCE, _READ_BYTES = 64, 2**18  # samples, and what they may have: some of the second cache of a core
 _FAR_NEIGHBOURS = 32  # rows on either side of a block whose samples are all bad
 
 
@@ -139,12 +143,21 @@ class Stream:
         # Not more than an epoch, so that no later ones have to be made.
         num_samples = sum(order.num_samples for order in self.orders)
         self._steps_at_once = max(1, min(_LOCATED_AT_ONCE * world, _MAX_LOCATED, num_samples) // global_batch)
+        self._at_once = self._samples_at_once()
         self._needed: dict[int, list[Piece]] = {}
         self._refreshed: set[Piece] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # Who reads steps elsewhere does not say how far they are.
         return {**self.__dict__, "fetcher": None}
+
+    def _samples_at_once(self) -> int:
+        """Return how many samples are read before they are decoded, by the size of those that come first."""
+        num_bytes = [
+            sum(float(rows.units_P[:_READ_AT_ONCE].mean()) for rows in (dataset.rows, *dataset.parts)) * BLOCK
+            for dataset in self.datasets
+        ]
+        return max(1, min(_READ_AT_ONCE, int(_READ_BYTES / max(num_bytes))))
 
     def slots(self, step: int) -> list[Slot]:
         """Return this rank's places of a step, in order: the ranks' lists one after another are the global batch."""
@@ -209,16 +222,38 @@ class Stream:
         if self.cache is not None:
             self.look_ahead(step, self.ahead_steps)
         items, replaced = [], []
-        for slot in slots:
-            try:
-                items.append(self._item(slot, slot.row, decode))
-            except CorruptSampleError as fault:
-                if self._on_bad == "stop":
-                    raise
-                row, item = self._neighbour(slot, decode)
-                items.append(item)
-                replaced.append(self._replacement(slot, fault, row))
+        placed = self._placed(slots)
+        while some := list(islice(placed, self._at_once)):
+            # Read, then decoded: code and tables stay in the processor's caches, and so do the samples.
+            samples = self._samples(some)
+            for (slot, _), sample in zip(some, samples, strict=True):
+                try:
+                    items.append(self._decoded(slot, slot.row, sample, decode))
+                except CorruptSampleError as fault:
+                    if self._on_bad == "stop":
+                        raise
+                    row, item = self._neighbour(slot, decode)
+                    items.append(item)
+                    replaced.append(self._replacement(slot, fault, row))
         return Step(slots=slots, items=items, replaced=replaced)
+
+    def _placed(self, slots: list[Slot]) -> Iterator[tuple[Slot, Places]]:
+        """Return slots with the places of their samples."""
+        found = [
+            iter(dataset.places_of([slot.row for slot in slots if slot.dataset == number]))
+            for number, dataset in enumerate(self.datasets)
+        ]
+        return ((slot, next(found[slot.dataset])) for slot in slots)
+
+    def _samples(self, placed: Sequence[tuple[Slot, Places]]) -> list[Sample | CorruptSampleError]:
+        """Read samples; in place of a bad one stands what is wrong with it."""
+        samples: list[Sample | CorruptSampleError] = []
+        for slot, places in placed:
+            try:
+                samples.append(self._sample(slot, slot.row, places))
+            except CorruptSampleError as fault:
+                samples.append(fault)
+        return samples
 
     def look_ahead(self, step: int, num_steps: int) -> None:
         """Have fetched what a step and so many after it need from a store, by first use."""
@@ -236,37 +271,46 @@ class Stream:
         dataset = self.datasets[piece.dataset]
         return dataset.is_local(dataset.places(piece.first_row))
 
-    def _item(self, slot: Slot, row: int, decode: Callable[[Sample, int], Item]) -> Item:
-        dataset = self.datasets[slot.dataset]
-        sample = dataset.parse(row, self._bytes(slot, row))
+    def _sample(self, slot: Slot, row: int, places: Places) -> Sample:
+        """Read the sample of a slot, or of another row in its place."""
+        return self.datasets[slot.dataset].parse(row, self._bytes(slot, row, places))
+
+    def _decoded(
+        self, slot: Slot, row: int, sample: Sample | CorruptSampleError, decode: Callable[[Sample, int], Item]
+    ) -> Item:
+        if isinstance(sample, CorruptSampleError):
+            raise sample
         try:
             return decode(sample, slot.dataset)
         except ValueError as error:
-            raise CorruptSampleError(f"{dataset.name(row)}, key {sample.key}: {error}") from error
+            name = self.datasets[slot.dataset].name(row)
+            raise CorruptSampleError(f"{name}, key {sample.key}: {error}") from error
 
-    def _bytes(self, slot: Slot, row: int) -> list[bytes]:
+    def _bytes(self, slot: Slot, row: int, places: Places) -> list[bytes]:
         """Return the bytes of a slot's sample, or of another row instead, one piece for each series, checked."""
         dataset = self.datasets[slot.dataset]
-        places = dataset.places(row)
         if self.cache is None or dataset.is_local(places) or not slot.first_row <= row < slot.end_row:
             return dataset.read_places(row, places)
         piece = slot.piece
         data = self.cache.read(piece, row)
-        if not all(map(is_whole, data, places)) and piece not in self._refreshed:
+        if all(map(is_whole, data, places)):
+            return data
+        if piece not in self._refreshed:
             # Flipped on the way, perhaps. Once per process: a block of bad samples would be fetched for each of them.
             self._refreshed.add(piece)
             data = self.cache.read(piece, row, refresh=True)
-        if not all(map(is_whole, data, places)):
-            # By itself, so that no other process's luck with the piece decides what is bad.
-            return dataset.read_places(row, places)
-        return data
+            if all(map(is_whole, data, places)):
+                return data
+        # By itself, so that no other process's luck with the piece decides what is bad.
+        return dataset.read_places(row, places)
 
     def _neighbour(self, slot: Slot, decode: Callable[[Sample, int], Item]) -> tuple[int, Item]:
         """Return a good sample near a bad one, the same in any process."""
         rows = list(self._neighbours(slot))
         for row in rows:
             try:
-                return row, self._item(slot, row, decode)
+                sample = self._sample(slot, row, self.datasets[slot.dataset].places(row))
+                return row, self._decoded(slot, row, sample, decode)
             except CorruptSampleError:
                 continue
         name = self.datasets[slot.dataset].name(slot.row)

@@ -37,6 +37,8 @@ def test_every_place_comes_back_and_runs_are_of_one_shard(chunks):
     assert len(rows) == len(flat)
     found = [rows.place(number) for number in range(len(flat))]
     assert found == [Place(shard, offset * BLOCK, size * BLOCK, crc) for shard, offset, size, crc in flat]
+    assert rows.places([]) == []
+    assert rows.places([*range(len(flat)), *range(len(flat) - 1, -1, -2)]) == found + found[::-2]
     starts = set(rows.run_starts_R.tolist())
     for number, (before, after) in enumerate(itertools.pairwise(flat), 1):
         assert (number in starts) == (before[0] != after[0] or after[1] <= before[1])
@@ -51,6 +53,7 @@ def test_sizes_of_more_than_16_bits_widen_what_came_before(monkeypatch, shared_b
         assert rows.units_P.dtype == np.uint32
         found = [rows.place(number) for number in range(len(flat))]
         assert found == [Place(shard, offset * BLOCK, size * BLOCK, crc) for shard, offset, size, crc in flat]
+        assert rows.places(range(len(flat))) == found
     assert read_rows([make_table(flat[:2])], 2, NAMES).units_P.dtype == np.uint16
 
 

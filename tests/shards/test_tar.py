@@ -88,6 +88,11 @@ def test_members_of_all_formats_come_back(tar_format, files):
     data = out.getvalue()
     found = [(each.name, data[each.offset : each.offset + each.size]) for each in tar.members(memoryview(data))]
     assert found == expected
+    assert list(tar.members(data, checked=True)) == list(tar.members(data))
+    first = tar.first_file(data)
+    assert first in (None, next(tar.members(data), None))
+    # A long name, or one that is not ASCII, takes more than its header, or two fields of it.
+    assert first or not expected or not expected[0][0].isascii() or len(expected[0][0]) > 99
 
 
 @given(st.binary(min_size=512, max_size=1200).filter(lambda data: any(data[:512])))
@@ -119,13 +124,19 @@ def header_with(place, field):
 def test_headers_that_are_refused(block, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         list(tar.members(block))
+    assert tar.first_file(block + bytes(512)) is None
 
 
-def test_sizes_are_written_in_three_ways():
-    content = b"x" * 700
-    for field in (b"00000001274\0", b"1274 \0\0\0\0\0\0\0", b"\x80" + bytes(9) + b"\x02\xbc"):
-        data = header_with(124, field) + content + bytes(1024 - 700)
-        assert list(tar.members(data)) == [tar.Member("a.jpg", 512, 700)]
+@pytest.mark.parametrize(
+    ("field", "is_plain"),
+    [(b"00000001274\0", True), (b"1274 \0\0\0\0\0\0\0", False), (b"\x80" + bytes(9) + b"\x02\xbc", False)],
+)
+def test_sizes_are_written_in_three_ways(field, is_plain):
+    data = header_with(124, field) + b"x" * 700 + bytes(1024 - 700)
+    expected = tar.Member("a.jpg", 512, 700)
+    assert list(tar.members(data)) == [expected]
+    assert tar.first_file(data) == (expected if is_plain else None)
+    assert tar.first_file(data[:1024]) is None, "cut"
 
 
 def test_a_checksum_of_signed_bytes_as_old_programs_write_it():

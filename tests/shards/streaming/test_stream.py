@@ -294,6 +294,15 @@ def test_no_sample_is_bad_whose_own_bytes_are_good(in_a_store, damaged_url):
     ]
 
 
+@pytest.mark.parametrize("read_bytes", [1, 20_000, 2**30])
+def test_how_many_are_read_before_they_are_decoded_changes_nothing(damaged_url, monkeypatch, read_bytes):
+    before = [report_step(stream_of([open_dataset(damaged_url)], on_bad="replace"), True, step) for step in range(5)]
+    monkeypatch.setattr("shards.streaming.stream._READ_BYTES", read_bytes)
+    stream = stream_of([open_dataset(damaged_url)], on_bad="replace")
+    assert (stream._at_once == 1) == (read_bytes == 1)
+    assert [report_step(stream, True, step) for step in range(5)] == before
+
+
 def test_a_decoder_may_call_a_sample_bad(dataset):
     def refuse(sample, _):
         if sample.key.endswith("7"):
