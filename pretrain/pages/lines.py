@@ -112,6 +112,7 @@ def line_chart(
     told: Callable[[str, float], str],
     limit: tuple[str, float] | None = None,
     may_be_log: bool = False,
+    across: str = "step",
 ) -> str:
     """Return a chart of curves over the steps.
 
@@ -123,10 +124,11 @@ def line_chart(
         told: a figure with its unit, from its name and value.
         limit: name and value of a horizontal line.
         may_be_log: logarithmic where the values are positive and span much.
+        across: what the steps are, if they are none.
     """
     x, y = _across(*span), _upwards(curves, limit, may_be_log)
     name = curves[0].name
-    parts = [_rows(y, lambda value: told(name, value)), _columns(x, epoch_at)]
+    parts = [_rows(y, lambda value: told(name, value)), _columns(x, across, epoch_at)]
     if limit:
         place = y.at(limit[1])
         parts.append(f'<path class="limit" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>')
@@ -136,7 +138,7 @@ def line_chart(
             f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{below:.1f}" text-anchor="end">{escape(limit[0])}</text>'
         )
     parts += [_drawn(curve, number, x, y) for number, curve in enumerate(curves)]
-    parts.append(_reaches(curves, x, told))
+    parts.append(_reaches(curves, x, across, told))
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
 
 
@@ -169,11 +171,11 @@ def _rows(y: Scale, told: Callable[[float], str]) -> str:
     )
 
 
-def _columns(x: Scale, epoch_at: Callable[[float], float] | None) -> str:
+def _columns(x: Scale, across: str, epoch_at: Callable[[float], float] | None) -> str:
     base = _HEIGHT - _FOOT
     # Steps are whole; a short run has fewer of them than ticks.
     ticks = [tick for tick in nice_ticks(x.low, x.high, 6) if tick == round(tick)]
-    lines = [(15, "step", [f"{scaled(tick, 4)}" if tick >= _MANY else f"{tick:,.0f}" for tick in ticks])]
+    lines = [(15, across, [f"{scaled(tick, 4)}" if tick >= _MANY else f"{tick:,.0f}" for tick in ticks])]
     if epoch_at:
         lines.append((29, "epoch", [f"{epoch_at(tick):.3g}" for tick in ticks]))
     parts = [f'<path class="edge" d="M{_LEFT} {base + 0.5}H{_WIDTH - _RIGHT}"/>']
@@ -201,7 +203,7 @@ def _joined(x: Floats, y: Floats) -> str:
     return "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def _reaches(curves: Sequence[Curve], x: Scale, told: Callable[[str, float], str]) -> str:
+def _reaches(curves: Sequence[Curve], x: Scale, across: str, told: Callable[[str, float], str]) -> str:
     """Return strips that cover the chart and tell what the curves are where the pointer is."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     steps = steps[np.linspace(0, len(steps) - 1, min(len(steps), _NUM_REACHES)).round().astype(int)]
@@ -212,7 +214,7 @@ def _reaches(curves: Sequence[Curve], x: Scale, told: Callable[[str, float], str
         texts = ", ".join(f"{curve.name} {told(curve.name, _nearest(curve, step))}" for curve in curves)
         parts.append(
             f'<rect class="reach" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" '
-            f'height="{_HEIGHT - _FOOT - _TOP}"><title>{escape(f"step {step:,.0f}: {texts}")}</title></rect>'
+            f'height="{_HEIGHT - _FOOT - _TOP}"><title>{escape(f"{across} {step:,.0f}: {texts}")}</title></rect>'
         )
     return "".join(parts)
 

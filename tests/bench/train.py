@@ -1,4 +1,4 @@
-"""The cost of training: `python -m tests.bench.train [PART …] [--compile] [--device cuda]`.
+"""The cost of training: `python -m tests.bench.train [PART …] [--compile] [--device cuda] [--charts FOLDER]`.
 
 Parts are step, memory, linear, batches, save and start; all by default, 30 minutes on 2 cores.
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--compile", action="store_true", help="also measure the step with compiled blocks")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--charts", metavar="FOLDER", help="where the part batches draws rate.svg and memory.svg")
     given = parser.parse_args()
     possible = PARTS if given.device == "cpu" else _ON_A_GPU
     if unknown := [name for name in given.parts if name not in possible]:
@@ -44,7 +45,7 @@ def main() -> None:
     # Before torch starts threads: as pretrain does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in given.parts or possible:
-        import_module(f"tests.bench.train_{name}").print_tables(Options(compile=given.compile, device=given.device))
+        import_module(f"tests.bench.train_{name}").print_tables(Options(given.compile, given.device, given.charts))
 
 
 if __name__ == "__main__":

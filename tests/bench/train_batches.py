@@ -9,12 +9,14 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from pretrain.batches.batch import Batch
 from pretrain.config import Config
 from pretrain.training.peak import wait_for
+from tests.bench.train_chart import write_charts
 from tests.bench.train_memory import Cost, cost
 from tests.bench.train_options import Options
 from tests.bench.train_setup import SMALL, dense, make_trainer, noise_batch, on_device, with_batch
@@ -33,12 +35,17 @@ def print_tables(options: Options) -> None:
     print(f"\n{'2 × 224² + 8 × 96²':20}{'':>6}{'samples/s':>18}{'':>9}{'peak memory, MiB':>20}")
     print(f"{'':20}{'batch':>6}{'PerA':>9}{'dense':>9}{'ratio':>9}{'PerA':>11}{'dense':>9}{'ratio':>9}")
     measured = _costs if options.device == "cpu" else _costs_on_a_gpu
+    curves: dict[str, list[tuple[int, Cost | None]]] = {}
     for name, batches in _BATCHES[options.device].items():
         config = on_device(_CONFIGS[name], options)
         # Taken in turns: the machine may be another one in a minute.
         forms = measured(config, batches), measured(dense(config), batches)
         for batch, ours, other in zip(batches, *forms, strict=True):
             print(_line(name, batch, ours, other), flush=True)
+            curves.setdefault(f"{name}, PerA", []).append((batch, ours))
+            curves.setdefault(f"{name}, dense", []).append((batch, other))
+    if options.charts:
+        write_charts(Path(options.charts), curves)
 
 
 def _costs(config: Config, batches: Sequence[int]) -> Iterator[Cost | None]:

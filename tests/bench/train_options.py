@@ -10,3 +10,5 @@ class Options(NamedTuple):
     """Whether compiled blocks are measured, too."""
     device: str
     """"cpu", in float32, or "cuda", in bfloat16."""
+    charts: str | None = None
+    """Folder for the charts of the part batches."""

@@ -69,6 +69,13 @@ def test_the_pointer_is_told_the_values():
     ]
 
 
+def test_what_lies_across_may_be_no_steps():
+    picture = line_chart("title", [thin("memory", [32, 64], [1.5, 2.5])], (32, 64), told=told, across="batch")
+    assert ">batch<" in picture
+    assert "<title>batch 64: memory 2.5" in picture
+    assert "step" not in picture
+
+
 def test_large_steps_are_short():
     picture = line_chart("title", [thin("loss", [1, 10**6], [1.0, 2.0])], (1, 10**6), told=told)
     assert ">200 k<" in picture
