@@ -52,7 +52,7 @@ class Delivery:
     replaced: Sequence[Replacement]
     """Bad samples of this step, and what was taken instead."""
     counts: Counter[str]
-    """Since this process's last delivery; see COUNTS."""
+    """Since the last delivery of the process that made it, and what was fetched ahead for all; see COUNTS."""
 
     def pin_memory(self) -> "Delivery":
         """See ViewBatch.pin_memory; torch calls it."""
@@ -170,7 +170,7 @@ def _delivered(
     deliveries: Iterator[Delivery | Exception], stream: Stream, processes: Sequence[BaseProcess]
 ) -> Generator[Delivery, None, None]:
     """Yield deliveries, raise what was sent as a value, and clear away what is behind the stream."""
-    step, counted = 0, count_requests()
+    step = 0
     while True:
         try:
             delivery = next(deliveries, None)
@@ -184,11 +184,11 @@ def _delivered(
         if delivery is None:
             return
         step += 1
+        before = count_requests()
         stream.move_on(step)
         if processes:
-            # Requests of the process that fetches ahead are counted here.
-            counted, before = count_requests(), counted
-            delivery = replace(delivery, counts=delivery.counts + (counted - before))
+            # What the process that fetches ahead has told; without workers it comes with the next delivery.
+            delivery = replace(delivery, counts=delivery.counts + (count_requests() - before))
         yield delivery
 
 

@@ -15,7 +15,6 @@ def fork_server() -> ForkServerContext:
     """Return the way to start workers, with the server running or about to.
 
     The fork server is a process of its own that has only imported the loader, so that workers need not: no client, no
-    file is open there, and its few threads (OpenBLAS, jemalloc) stand forks. Its last import frees the signals that it
-    begins with as blocked.
+    file is open there, and its few threads (OpenBLAS, jemalloc) stand forks.
     """
-    return processes.fork_server(["pretrain.batches.loader", "pretrain.batches.preloaded"])
+    return processes.fork_server(["pretrain.batches.loader"])

@@ -116,7 +116,8 @@ class BlockCache:
 
         Args:
             pieces: by first use.
-            kept: more of them, that somebody else fetches; of all others files that are open here are closed.
+            kept: pieces that are needed later, whether or not they are fetched here; what is open here of any other is
+                closed.
         """
         listed = dict.fromkeys(pieces)
         used = listed.keys() | kept

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 STOPS = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask the process with the stream to stop, and that its other processes do not heed."""
 _PRELOADED = ("shards.streaming.serve", "shards.streaming.ahead", "shards.cli")
+_chosen: list[str] = []
+"""What the server imports, as it was first asked for."""
 
 
 class ProcessLostError(RuntimeError):
@@ -30,10 +32,13 @@ def fork_server(preloaded: Sequence[str] = _PRELOADED) -> ForkServerContext:
     """Return the way to start processes, with their server running or about to.
 
     Args:
-        preloaded: modules that the server imports, unless it runs already, so that the processes need not.
+        preloaded: modules that the server imports, so that the processes need not; who is first chooses.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preloaded))
+    if not _chosen:
+        # It frees the signals that are blocked below, in what the server forks.
+        _chosen.extend([*preloaded, "shards.streaming.preloaded"])
+    context.set_forkserver_preload(_chosen)
     # It unblocks signals when it begins, and the server would have it begin.
     resource_tracker.ensure_running()
     # The server begins with what this thread blocks, and stays so.
@@ -62,6 +67,8 @@ class Worker:
         self._process: ForkServerProcess = context.Process(target=_run, args=given, daemon=True)
         self._process.start()
         theirs.close()
+        # Who forgets it would wait for it at the end: before that join it is killed.
+        util.Finalize(self, self._process.kill, exitpriority=0)
 
     def ask(self, value: object) -> None:
         """Send a value."""
@@ -90,7 +97,9 @@ class Worker:
     def stop(self) -> None:
         """End it, whatever it does."""
         self._connection.close()
-        self._process.kill()
+        # Its number may be another's by now.
+        if self._process.is_alive():
+            self._process.kill()
 
     def join(self) -> None:
         """Wait for its end."""
@@ -100,6 +109,7 @@ class Worker:
 def _run(work: Callable[[Connection], None], connection: Connection, environ: Mapping[str, str]) -> None:
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
+    os.environ.clear()
     os.environ.update(environ)
     with contextlib.suppress(EOFError, ConnectionError):
         work(connection)

@@ -10,9 +10,9 @@ the page cache and to check it, 8 µs to find the image in it; taken on a busy m
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -143,21 +143,12 @@ class Stream:
         # Not more than an epoch, so that no later ones have to be made.
         num_samples = sum(order.num_samples for order in self.orders)
         self._steps_at_once = max(1, min(_LOCATED_AT_ONCE * world, _MAX_LOCATED, num_samples) // global_batch)
-        self._at_once = self._samples_at_once()
         self._needed: dict[int, list[Piece]] = {}
         self._refreshed: set[Piece] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # Who reads steps elsewhere does not say how far they are.
         return {**self.__dict__, "fetcher": None}
-
-    def _samples_at_once(self) -> int:
-        """Return how many samples are read before they are decoded, by the size of those that come first."""
-        num_bytes = [
-            sum(float(rows.units_P[:_READ_AT_ONCE].mean()) for rows in (dataset.rows, *dataset.parts)) * BLOCK
-            for dataset in self.datasets
-        ]
-        return max(1, min(_READ_AT_ONCE, int(_READ_BYTES / max(num_bytes))))
 
     def slots(self, step: int) -> list[Slot]:
         """Return this rank's places of a step, in order: the ranks' lists one after another are the global batch."""
@@ -210,7 +201,7 @@ class Stream:
         """Read and decode this rank's samples of a step.
 
         Args:
-            step: from 0; in any order, but rising ones are read ahead.
+            step: from 0; in any order, but rising ones are read ahead, here or by `shards.streaming.ahead`.
             decode: makes of a sample, and the number of its dataset, what is wanted; a ValueError says that it is bad.
 
         Raises:
@@ -222,8 +213,7 @@ class Stream:
         if self.cache is not None:
             self.look_ahead(step, self.ahead_steps)
         items, replaced = [], []
-        placed = self._placed(slots)
-        while some := list(islice(placed, self._at_once)):
+        for some in _groups(self._placed(slots)):
             # Read, then decoded: code and tables stay in the processor's caches, and so do the samples.
             samples = self._samples(some)
             for (slot, _), sample in zip(some, samples, strict=True):
@@ -259,7 +249,7 @@ class Stream:
         """Have fetched what a step and so many after it need from a store, by first use."""
         assert self.cache is not None
         steps = range(step, step + 1 + num_steps)
-        self._needed = {each: self._needed.get(each) or self._pieces(each) for each in steps}
+        self._needed = {each: self._needed[each] if each in self._needed else self._pieces(each) for each in steps}
         pieces = list(chain.from_iterable(self._needed.values()))
         self.cache.prefetch(self._needed[step] if self.is_fetched_apart else pieces, kept=pieces)
 
@@ -336,3 +326,18 @@ class Stream:
             fault=str(fault),
             replaced_by=row,
         )
+
+
+def _groups(placed: Iterable[tuple[Slot, Places]]) -> Iterator[list[tuple[Slot, Places]]]:
+    """Yield samples in order, as many at a time as stay in a processor's cache; a large one by itself."""
+    group: list[tuple[Slot, Places]] = []
+    num_bytes = 0
+    for slot, places in placed:
+        for place in places:
+            num_bytes += place.size
+        group.append((slot, places))
+        if num_bytes >= _READ_BYTES or len(group) == _READ_AT_ONCE:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,7 +175,9 @@ def _print_epoch(url: str, cache: str, servers: dict[str, int]) -> None:
     before = {name: cpu_seconds(pid) for name, pid in servers.items()}
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         figures = pool.submit(_epoch, url, cache).result()
-    used = {"this process": figures["cpu s"]} | {name: cpu_seconds(pid) - before[name] for name, pid in servers.items()}
+    used = {"reading and fetching": figures["cpu s"]} | {
+        name: cpu_seconds(pid) - before[name] for name, pid in servers.items()
+    }
     thousands = figures["samples"] / 1000
     print(f"\nbucket: one epoch from an empty cache, {figures['samples']:.0f} samples, 0 workers, decoded")
     print(f"  opening {figures['open s']:.2f} s, first batch {figures['first s']:.2f} s later")
@@ -202,10 +204,8 @@ def _epoch(url: str, cache: str) -> dict[str, float]:
             steps[step]
             stream.move_on(step)
         wall_s, cpu_s = time.perf_counter() - opened, own_cpu_seconds() - cpu
-        assert stream.cache is not None
-        stream.cache.evict(stream.consumed(num_steps))
-        ready = stream.cache.used_bytes()
-        traffic = dict(storage.traffic)
+        cpu_s += sum(cpu_seconds(process.pid or 0) for process in active_children())
+        traffic, ready = _settled(stream, num_steps)
     return {
         "samples": dataset.num_samples,
         "open s": opened - begin,
@@ -216,3 +216,15 @@ def _epoch(url: str, cache: str) -> dict[str, float]:
         "fetched": traffic["bytes"] - ready,
         "used": sum(int(size) for size in dataset.rows.units_P) * 512,
     }
+
+
+def _settled(stream: Stream, num_steps: int) -> tuple[dict[str, int], int]:
+    """Return what was read of the store and the bytes of it that lie ready, once nothing is on its way any more."""
+    assert stream.cache is not None
+    assert stream.fetcher is not None
+    stream.cache.evict(stream.consumed(num_steps))
+    traffic: dict[str, int] = {}
+    while traffic != (traffic := dict(storage.traffic)):
+        time.sleep(1)
+        stream.fetcher(num_steps - 1)
+    return traffic, stream.cache.used_bytes()

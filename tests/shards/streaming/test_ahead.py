@@ -120,10 +120,46 @@ def test_killed_it_is_started_again_and_nothing_changes(bucket_url, truth, tmp_p
                 assert report == truth[step]
                 if step == 3:
                     os.kill(first, signal.SIGKILL)
-                    eventually(lambda: first not in {each.pid for each in multiprocessing.active_children()})
+                    eventually(partial(is_gone, first))
                 stream.move_on(step + 1)
         assert first != fetcher_pid()
     assert retry.retries["lost_process"] == 1
+
+
+def test_lost_again_and_again_it_is_done_without(bucket_url, truth, tmp_path, capsys):
+    stream = make_stream(bucket_url)
+    with cached(stream, tmp_path, LARGE):
+        for _ in range(4):
+            lost = fetcher_pid()
+            os.kill(lost, signal.SIGKILL)
+            eventually(partial(is_gone, lost))
+            stream.move_on(0)
+        assert not stream.is_fetched_apart
+        assert not multiprocessing.active_children()
+        for step in range(NUM_STEPS):
+            assert report_step(stream, True, step) == truth[step]
+            stream.move_on(step + 1)
+    told = "the process that fetches ahead was lost 4 times: who reads fetches, which is slower\n"
+    assert capsys.readouterr().err == told
+
+
+def is_gone(pid):
+    return pid not in {each.pid for each in multiprocessing.active_children()}
+
+
+def _read_as_a_daemon(url, folder, answers):
+    stream = make_stream(url)
+    with cached(stream, folder, LARGE):
+        answers.put([report_step(stream, True, step).digest for step in range(NUM_STEPS)])
+
+
+def test_a_daemon_fetches_for_itself(bucket_url, truth, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_read_as_a_daemon, args=(bucket_url, tmp_path, answers), daemon=True)
+    process.start()
+    assert answers.get() == [each.digest for each in truth]
+    process.join()
 
 
 def test_a_store_that_fails_is_told_by_who_reads(bucket_url, faulty_store, tmp_path, monkeypatch):
@@ -152,3 +188,23 @@ def test_it_ends_with_the_process_that_it_works_for(bucket_url, tmp_path):
         pid = int(process.stdout.readline())
         process.kill()
     eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+_FORGOTTEN = """
+import operator, sys
+from tests.shards.streaming.test_ahead import *
+if __name__ == "__main__":
+    reports = in_turn(operator.neg, range(9), 2)
+    context = cached(make_stream(sys.argv[1]), Path(sys.argv[2]), LARGE)
+    context.__enter__()
+    print(next(reports), flush=True)
+"""
+
+
+def test_who_forgets_it_comes_to_an_end(bucket_url, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_FORGOTTEN)
+    command = [sys.executable, str(script), bucket_url, str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
