@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -105,10 +105,8 @@ class _Fetcher:
             print(told, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """End the process; what it has counted last is not lost."""
+        """End the process."""
         if self._worker is not None:
-            with suppress(ProcessLostError):
-                self._take_counts()
             self._worker.stop()
             self._worker.join()
 
