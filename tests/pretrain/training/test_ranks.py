@@ -165,7 +165,8 @@ def test_what_befalls_one_rank_in_a_step_all_of_them_leave_by_together(variant):
 
 
 def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(config, wait_until_gone):
-    config = replace(config, schedule=replace(config.schedule, length="100000 steps"))
+    checkpoint = replace(config.checkpoint, every="100000 steps")  # however late the signal comes
+    config = replace(config, schedule=replace(config.schedule, length="100000 steps"), checkpoint=checkpoint)
     process = start(config)
     wait_for_rows(process, config, 3)
     process.send_signal(signal.SIGTERM)
