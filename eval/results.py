@@ -131,7 +131,7 @@ def decode_evidence(metric: str, data: bytes) -> Evidence:
 
 def _read(url: str) -> list[Row]:
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), use_threads=False)
     except pa.ArrowInvalid as error:
         raise UserError(f"{url} is damaged ({error}): remove it, or choose another --out") from error
     if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"format") != _FORMAT:

@@ -72,7 +72,8 @@ class Packed:
 
 
 def _read_columns(url: str, columns: Sequence[str] | None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=columns and list(columns))
+    data = pa.BufferReader(storage.read_bytes(url))
+    return pq.read_table(data, columns=columns and list(columns), use_threads=False)
 
 
 class _Again:

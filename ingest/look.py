@@ -55,7 +55,7 @@ def probe_chunk(
         rows = list(threads.map(lambda row: _resolved(place, row), rows))
     told = canonical_json({"rows": [to_json(row) for row in rows], "recipe": recipe_json(recipe), "tools": dict(tools)})
     url = storage.join(out, "probes", f"{sha256_hex(told)[:32]}.parquet")
-    kept = pq.read_table(pa.BufferReader(storage.read_bytes(url))) if storage.exists(url) else None
+    kept = pq.read_table(pa.BufferReader(storage.read_bytes(url)), use_threads=False) if storage.exists(url) else None
     table = _completed(kept, rows, lambda row: probe_row(decoder(limits), place, row, recipe))
     if kept is None or not table.equals(kept):
         storage.write_bytes(url, encode_table(table))
@@ -108,7 +108,7 @@ class _Ranged(io.RawIOBase):
 
 def _read_chunk(inventory: str, chunk: int) -> pa.Table:
     with _Ranged(inventory) as file:
-        return pq.ParquetFile(file, pre_buffer=True).read_row_group(chunk, columns=INVENTORY.names)
+        return pq.ParquetFile(file, pre_buffer=True).read_row_group(chunk, columns=INVENTORY.names, use_threads=False)
 
 
 def _resolved(place: Place, row: dict[str, Any]) -> dict[str, Any]:

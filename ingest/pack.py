@@ -84,7 +84,8 @@ def pack_group(
     earlier = _read_marker(marker_url) if storage.exists(marker_url) else None
     if earlier and not _may_pass(earlier):
         return earlier | {"resumed": True}
-    units = pq.ParquetFile(pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))).read().to_pylist()
+    data = pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))
+    units = pq.ParquetFile(data).read(use_threads=False).to_pylist()
     remove_left_scratch("ingest")
     with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)):
         scratch = _Scratch(folder / "tiles")

@@ -315,13 +315,13 @@ def _of_scenes(tiles: pa.Table, scenes: pa.ChunkedArray) -> pa.Table:
 
 
 def _read_torn(url: str) -> pa.Table:
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)), use_threads=False)
     return may_pass(table).select(_NO_TILES.column_names).cast(_NO_TILES.schema)
 
 
 def _read_paths(url: str) -> pa.ChunkedArray:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=["path"])["path"]
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), columns=["path"], use_threads=False)["path"]
 
 
 def _read_probes(url: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(url))).cast(SCENES)
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)), use_threads=False).cast(SCENES)

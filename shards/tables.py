@@ -83,10 +83,12 @@ def iter_table(
 
 
 def _chosen_columns(parquet: pq.ParquetFile, name: str, columns: Sequence[str] | None) -> pa.Table:
+    # Arrow's threads may let go of our bytes after the read, for which they need the interpreter: a process that ends
+    # at that moment is aborted (apache/arrow#34314).
     if columns is None:
-        return parquet.read()
+        return parquet.read(use_threads=False)
     there = [column for column in columns if column in parquet.schema_arrow.names]
-    table = parquet.read(columns=there)
+    table = parquet.read(columns=there, use_threads=False)
     for column in columns:
         if column not in there:
             table = table.append_column(column, pa.nulls(table.num_rows, TABLES[name].field(column).type))

@@ -119,7 +119,7 @@ def read_scan(scan: KeptScan, columns: Sequence[str] | None = None) -> pa.Table:
     data = storage.read_bytes(scan.table)
     if sha256_hex(data) != scan.table_sha256:
         raise OSError(f"{scan.table} is damaged: remove it and run again")
-    return pq.read_table(pa.BufferReader(data), columns=columns).combine_chunks()
+    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False).combine_chunks()
 
 
 def _name(source: Source, label: str) -> str:
