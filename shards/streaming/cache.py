@@ -4,7 +4,7 @@ A piece (consecutive rows that are read together) is one file, fetched by one of
 Which pieces are needed, and until when, is known from the order: they come a few steps ahead and go after their last
 use. Nothing is guessed, and nothing is remembered that the folder does not show.
 
-Cost: a GET per piece, and a HEAD per shard in each process; 9 µs per sample of 8 kB; a listing of the
+Cost: a GET per piece, and a HEAD per shard in each process that fetches; 9 µs per sample of 8 kB; a listing of the
 folder, 1 µs per piece, for each piece that is fetched ahead and at each step. Memory: one piece for each of up to 8
 threads. Files: those of the next steps stay open in each process, up to a quarter of what it may open; where that is
 less than it needs (lanes × window), a sample costs 30 µs more.

@@ -39,7 +39,8 @@ class DatasetPlan:
     num_requests: int
     """GETs of an epoch, all ranks together; 0 for local shards."""
     num_checks: int
-    """HEADs of a run, at most: each process that reads a shard in a store looks once whether it has changed."""
+    """HEADs of a run, at most: each process that fetches looks once at each shard whether it has changed. Those that
+    read may have to, besides the one ahead of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ sequence; a mixture says which dataset each comes from, the dataset's order whic
 step: nothing is remembered between steps but what makes the next one fast.
 
 Samples on a local disk are read in place. Those in a store are read block by block through a cache, a few steps ahead.
-Cost per sample of 50 kB on one core: 3 µs for its place (many steps are located at once), 15 to 20 µs to read it from
-the page cache and to check it, 8 µs to find the image in it; taken on a busy machine.
+Cost per sample of 50 kB on one core: 2 µs for its place (many steps are located at once), 15 to 20 µs to read it from
+the page cache and to check it, 4 to 5 µs to find the image in it.
 """
 
 from collections import OrderedDict
