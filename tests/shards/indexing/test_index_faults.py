@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shards import storage
+from shards.curation.gc import find_orphans, remove_orphans
 from shards.errors import UserError
 from shards.indexing import scan_store
 from shards.indexing.index import index
@@ -184,6 +185,10 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, out):
     fresh = str(tmp_path / "fresh")
     index([str(folder)], fresh)
     assert Path(out, "versions/00000001.json").read_bytes() == Path(fresh, "versions/00000001.json").read_bytes()
+    # A kill in the midst of a write leaves its temporary file; nobody but gc can know that its writer is gone.
+    assert all(left.suffix == ".tmp" for left in Path(out).glob("index/*"))
+    orphans = find_orphans(out, min_age_h=0.0, now_s=time.time())
+    assert all(orphan.path.startswith("index/") for orphan in remove_orphans(out, orphans))
     assert not Path(out, "index").exists()
 
 
