@@ -3,11 +3,13 @@
 Only the chosen columns' bytes are read, from a store by ranged requests. The whole file's sha256 is not compared (that
 would read ten times as much); pages carry checksums, and a sample's bytes are compared with their own in any case.
 
-Cost: 35 ns per row of five columns, and 40 MB while it runs (tests/bench/stream.py).
+Cost: 35 ns per row of five columns and 40 MB while it runs, on a thread of its own (tests/bench/stream.py).
 """
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import repeat, takewhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +33,14 @@ def iter_columns(url: str, version: Version, name: str, columns: Sequence[str]) 
     Raises:
         UserError: a file is missing, damaged, or has another number of rows than the version says.
     """
+    # A thread reads the next rows while the caller works on these.
+    calls = repeat(partial(next, _iter_files(url, version, name, columns), None))
+    yield from takewhile(lambda table: table is not None, storage.in_order(1, calls))
+    # What Arrow keeps for its next table would stay for as long as a stream runs.
+    pa.default_memory_pool().release_unused()
+
+
+def _iter_files(url: str, version: Version, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     for file in version.tables[name]:
         file_url = storage.join(url, file.url)
         with storage.user_errors(file_url):
@@ -40,8 +50,6 @@ def iter_columns(url: str, version: Version, name: str, columns: Sequence[str]) 
                 if isinstance(error, FileNotFoundError | PermissionError | storage.StorageError):
                     raise
                 raise UserError(f"{file_url} is damaged ({error}): see `python -m shards verify {url}`") from error
-    # What Arrow keeps for its next table would stay for as long as a stream runs.
-    pa.default_memory_pool().release_unused()
 
 
 def _iter_file(url: str, num_rows: int, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
