@@ -24,16 +24,7 @@ from ingest import warp
 from ingest.config import Recipe
 from ingest.figures import TileFigures, measure, refusal
 from ingest.grid import tile_origins
-from ingest.pixels import (
-    Scaling,
-    clear,
-    downsample,
-    encoding,
-    outside,
-    policy,
-    scale,
-    shift,
-)
+from ingest.pixels import Scaling, clear, downsample, encoding, policy, scale, shift
 from ingest.placement import Ground, place_tiles
 from ingest.reasons import SceneRejectedError
 from ingest.scene import Scene, SceneFile, Strip, open_scene
@@ -141,6 +132,7 @@ class _Cutter:
         self._ys: list[int] = ys[unit["first_row"] : unit["end_row"]].tolist()
         self.corners = [(x, y) for y in self._ys for x in self._xs]
         self._places: Mapping[tuple[int, int], Mapping[str, Any]] = {}
+        self._tile_CHW: NDArray[Any] | None = None
         self._done: set[tuple[int, int]] = set()
         self.rows: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
@@ -254,7 +246,7 @@ class _Cutter:
 
     def _add(self, tile: Tile) -> None:
         # Planes that lie together cost less to measure and to encode than interleaved pixels.
-        pixels_HWC = np.ascontiguousarray(tile.pixels_CHW).transpose(1, 2, 0)
+        pixels_HWC = self._together(tile.pixels_CHW).transpose(1, 2, 0)
         picture = to_picture(pixels_HWC) if is_picture(pixels_HWC) else None
         figures = measure(pixels_HWC, tile.valid_HW, picture)
         refused = refusal(figures, self._recipe, tile.cloud_share)
@@ -271,6 +263,13 @@ class _Cutter:
         self._scratch.write(image)
         self._scratch.write(metadata)
         self.rows.append(row)
+
+    def _together(self, pixels_CHW: NDArray[Any]) -> NDArray[Any]:
+        """Return a copy whose planes lie together, which the next tile overwrites: new memory would cost a third."""
+        if self._tile_CHW is None:
+            self._tile_CHW = np.empty_like(pixels_CHW, order="C")
+        self._tile_CHW[:] = pixels_CHW
+        return self._tile_CHW
 
     def _row(self, tile: Tile, figures: TileFigures) -> dict[str, Any]:
         """Return the columns of the samples table that the tile's own JSON holds, too."""
@@ -384,8 +383,7 @@ def _finished(strip: Strip, left: int, top: int, unit: Mapping[str, Any], recipe
         scaling = Scaling(low=tuple(unit["low"]), high=tuple(unit["high"]))
         if chosen == "linear":
             scaling = replace(scaling, offset=offset, scale=recipe.scale)
-        clipped = outside(values, scaling)
-        values = scale(values, scaling)
+        values, clipped = scale(values, scaling)
     elif chosen == "keep" and offset:
         values = shift(values, offset, recipe.dtype)
     if valid is not None:

@@ -71,7 +71,7 @@ def measure(pixels_HWC: Pixels, valid_HW: NDArray[np.bool_] | None, picture: Ima
         bands = _bands_of_floats(planes_CHW, valid_HW if num_valid < size else None)
     elif planes_CHW.dtype == np.uint8:
         counts_CB = _byte_counts(planes_CHW, picture)
-        extremes = _no_extremes(counts_CB)
+        extremes = _extremes_of_bytes(planes_CHW, counts_CB)
         bands = _bands_of_bytes(counts_CB, size - num_valid)
     else:
         bands = _bands_of_words(planes_CHW, size - num_valid)
@@ -121,11 +121,13 @@ def _byte_counts(planes_CHW: NDArray[np.uint8], picture: Image.Image | None) -> 
     return np.array(counts[: 256 * len(planes_CHW)], np.int64).reshape(-1, 256)
 
 
-def _no_extremes(counts_CB: NDArray[np.int64]) -> tuple[int, int] | None:
-    """Return (0, 0) if the counts show that no pixel is black and none saturated; None: look at the pixels."""
-    lacks_black = (counts_CB[:, : _BLACK["uint8"] + 1].sum(axis=1) == 0).any()
-    lacks_saturated = not counts_CB[:, _SATURATED["uint8"] :].any()
-    return (0, 0) if lacks_black and lacks_saturated else None
+def _extremes_of_bytes(planes_CHW: NDArray[np.uint8], counts_CB: NDArray[np.int64]) -> tuple[int, int]:
+    """Return what `_extremes` does; pixels are looked at only where the counts leave a question."""
+    dark_C = counts_CB[:, : _BLACK["uint8"] + 1].sum(axis=1)
+    bright_C = counts_CB[:, _SATURATED["uint8"] :].sum(axis=1)
+    if len(planes_CHW) == 1:
+        return int(dark_C[0]), int(bright_C[0])
+    return _extremes(planes_CHW, look_for_black=bool(dark_C.all()), look_for_saturated=bool(bright_C.any()))
 
 
 def _bands_of_bytes(counts_CB: NDArray[np.int64], num_zeros: int) -> _Bands:
@@ -231,17 +233,33 @@ _BLACK = {"uint8": 2, "uint16": 1}
 _SATURATED = {"uint8": 253, "uint16": 65535, "int16": 32767, "float32": float(np.finfo(np.float32).max)}
 
 
-def _extremes(planes_CHW: NDArray[Any]) -> tuple[int, int]:
-    """Return how many pixels are black and how many saturated."""
-    brightest = functools.reduce(np.maximum, planes_CHW)
-    dtype = planes_CHW.dtype.name
-    black, saturated = brightest <= _BLACK.get(dtype, 0), brightest >= _SATURATED[dtype]
-    if dtype not in _BLACK:
-        black &= functools.reduce(np.minimum, planes_CHW) >= 0
-    return int(np.count_nonzero(black)), int(np.count_nonzero(saturated))
+def _extremes(
+    planes_CHW: NDArray[Any], *, look_for_black: bool = True, look_for_saturated: bool = True
+) -> tuple[int, int]:
+    """Return how many pixels are black and how many saturated; 0 of those that are not looked for."""
+    num_black = num_saturated = 0
+    if look_for_black or look_for_saturated:
+        brightest, dtype = functools.reduce(np.maximum, planes_CHW), planes_CHW.dtype.name
+    if look_for_black:
+        black = brightest <= _BLACK.get(dtype, 0)
+        if dtype not in _BLACK:
+            black &= functools.reduce(np.minimum, planes_CHW) >= 0
+        num_black = int(np.count_nonzero(black))
+    if look_for_saturated:
+        num_saturated = int(np.count_nonzero(brightest >= _SATURATED[dtype]))
+    return num_black, num_saturated
 
 
 _HASH_ROWS, _HASH_COLUMNS, _HASH_SAMPLES = 8, 9, 4
+
+
+@functools.lru_cache(maxsize=4)
+def _hashed_areas(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows that tell, and where the areas of a row begin and how wide they are."""
+    count = _HASH_ROWS * _HASH_SAMPLES
+    rows = (2 * np.arange(count) + 1) * height // (2 * count)
+    edges = width * np.arange(_HASH_COLUMNS + 1) // _HASH_COLUMNS
+    return rows, edges[:-1], np.diff(edges)
 
 
 def _dhash(planes_CHW: NDArray[Any]) -> int:
@@ -251,12 +269,9 @@ def _dhash(planes_CHW: NDArray[Any]) -> int:
     """
     _, height, width = planes_CHW.shape
     wide: Any = np.float64 if planes_CHW.dtype.kind == "f" else np.int64
-    count = _HASH_ROWS * _HASH_SAMPLES
-    rows = (2 * np.arange(count) + 1) * height // (2 * count)
-    columns = [width * column // _HASH_COLUMNS for column in range(_HASH_COLUMNS + 1)]
+    rows, columns, widths = _hashed_areas(height, width)
     lines_RW = planes_CHW[:, rows].sum(axis=0, dtype=wide).reshape(_HASH_ROWS, _HASH_SAMPLES, width).sum(axis=1)
-    sums = np.add.reduceat(lines_RW, columns[:-1], axis=1)
-    widths = np.diff(columns)
+    sums = np.add.reduceat(lines_RW, columns, axis=1)
     # Means are compared by cross-multiplying; the heights of a row's areas are equal.
     darker = sums[:, :-1] * widths[1:] < sums[:, 1:] * widths[:-1]
     return int.from_bytes(np.packbits(darker, bitorder="little").tobytes(), "little")

@@ -4,8 +4,7 @@ Shapes: C bands, H × W pixels, P values; strips come as [C, H, W] from the rast
 All results are the same on every processor: integers where they can be, else the basic operations that IEEE 754
 rounds alike everywhere, in a fixed order.
 
-Cost on one core for a tile of 512² × 3: `scale` 0.8 ms (uint16), 2.3 ms (float32); `outside` 0.2 ms, 0.9 ms;
-`downsample` 0.5–1.5 ms.
+Cost on one core for a tile of 512² × 3: `scale` 0.8 ms (uint16), 2.3 ms (float32); `downsample` 0.5–1.5 ms.
 """
 
 import functools
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from ingest.config import Recipe
 from ingest.reasons import SceneRejectedError
 
-_CACHED_VALUES = 2**15
+_TABLE_VALUES, _FLOAT_VALUES = 2**17, 2**15  # scaled at a time: they are in the cache still when they are compared
 _DOWNSAMPLED_VALUES = 2**20
 
 
@@ -53,50 +52,42 @@ def encoding(recipe: Recipe) -> str:
     return "jpeg" if recipe.dtype == "uint8" and len(recipe.bands) in (1, 3) else "npy"
 
 
-def scale(strip_CHW: NDArray[Any], scaling: Scaling) -> NDArray[np.uint8]:
-    """Return uint8 [C, H, W]: round(((value + offset) · scale − low) · 255 / (high − low)), clipped to 0…255.
+def scale(strip_CHW: NDArray[Any], scaling: Scaling) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return round(((value + offset) · scale − low) · 255 / (high − low)), uint8 [C, H, W], and what was clipped.
 
-    8- and 16-bit integers go through a table of all their values, so that they cost one look-up per pixel; the
-    tables are made once per scene.
+    That is bool [H, W]: pixels where any band's value was outside 0…255; NaN becomes 0, but is not clipped. 8- and
+    16-bit integers go through a table of all their values, so that they cost one look-up per pixel; the tables are
+    made once per scene.
     """
-    out = np.empty(strip_CHW.shape, np.uint8)
-    if _is_small(strip_CHW.dtype):
-        tables, _ = _tables(scaling, strip_CHW.dtype.name)
-        # Some rows at a time: numpy widens the indices to 64 bits, which should stay in the processor's cache.
-        step = max(1, _CACHED_VALUES // max(1, strip_CHW.shape[2]))
-        for band, table in enumerate(tables):
-            for top in range(0, strip_CHW.shape[1], step):
-                values, target = strip_CHW[band, top : top + step], out[band, top : top + step]
-                # All indices are in range; mode "wrap" alone spares numpy a second pass that checks them.
-                np.take(table, _unsigned(values), out=target, mode="wrap")
-        return out
+    scaled, clipped = np.empty(strip_CHW.shape, np.uint8), np.zeros(strip_CHW.shape[1:], np.bool_)
+    small = _is_small(strip_CHW.dtype)
+    scale_rows, at_once = (_scale_integers, _TABLE_VALUES) if small else (_scale_floats, _FLOAT_VALUES)
+    step = max(1, at_once // max(1, strip_CHW.shape[2]))
+    for top in range(0, strip_CHW.shape[1], step):
+        rows = slice(top, top + step)
+        scale_rows(strip_CHW[:, rows], scaling, scaled[:, rows], clipped[rows])
+    return scaled, clipped
+
+
+def _scale_integers(
+    values_CHW: NDArray[Any], scaling: Scaling, scaled_CHW: NDArray[np.uint8], clipped_HW: NDArray[np.bool_]
+) -> None:
+    for values, scaled, (table, first, last) in zip(
+        values_CHW, scaled_CHW, _tables(scaling, values_CHW.dtype.name), strict=True
+    ):
+        # All indices are in range; mode "wrap" alone spares numpy a second pass that checks them.
+        np.take(table, _unsigned(values), out=scaled, mode="wrap")
+        clipped_HW |= values < first
+        clipped_HW |= values > last
+
+
+def _scale_floats(
+    values_CHW: NDArray[Any], scaling: Scaling, scaled_CHW: NDArray[np.uint8], clipped_HW: NDArray[np.bool_]
+) -> None:
     for band, (low, high) in enumerate(zip(scaling.low, scaling.high, strict=True)):
-        for rows in _row_blocks(strip_CHW):
-            out[band, rows] = _to_bytes(_prepared(strip_CHW[band, rows], scaling), low, high)
-    return out
-
-
-def outside(strip_CHW: NDArray[Any], scaling: Scaling) -> NDArray[np.bool_]:
-    """Return bool [H, W]: pixels where scaling clips the value of any band; NaN is no value and not clipped."""
-    clipped = np.zeros(strip_CHW.shape[1:], np.bool_)
-    if _is_small(strip_CHW.dtype):
-        _, ranges = _tables(scaling, strip_CHW.dtype.name)
-        for values, (first, last) in zip(strip_CHW, ranges, strict=True):
-            clipped |= values < first
-            clipped |= values > last
-        return clipped
-    for band, (low, high) in enumerate(zip(scaling.low, scaling.high, strict=True)):
-        for rows in _row_blocks(strip_CHW):
-            values = _prepared(strip_CHW[band, rows], scaling)
-            clipped[rows] |= (values < low) | (values > high)
-    return clipped
-
-
-def _row_blocks(strip_CHW: NDArray[Any]) -> list[slice]:
-    """Return slices of rows whose float64 copies stay in the processor's cache: twice as fast as whole bands."""
-    _, height, width = strip_CHW.shape
-    step = max(1, 2**15 // max(width, 1))
-    return [slice(top, top + step) for top in range(0, height, step)]
+        values = _prepared(values_CHW[band], scaling)
+        clipped_HW |= (values < low) | (values > high)
+        scaled_CHW[band] = _to_bytes(values, low, high)
 
 
 def _is_small(dtype: np.dtype[Any]) -> bool:
@@ -108,21 +99,21 @@ def _unsigned(values: NDArray[Any]) -> NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _tables(scaling: Scaling, dtype: str) -> tuple[tuple[NDArray[np.uint8], ...], tuple[tuple[int, int], ...]]:
+def _tables(scaling: Scaling, dtype: str) -> tuple[tuple[NDArray[np.uint8], int, int], ...]:
     """Return per band: the scaled value of each bit pattern, and the first and last source value not clipped.
 
     Where all values are clipped the first lies above the last.
     """
     info = np.iinfo(dtype)
     prepared = _prepared(np.arange(info.min, info.max + 1), scaling)
-    tables, ranges = [], []
+    tables = []
     for low, high in zip(scaling.low, scaling.high, strict=True):
-        # Seen as unsigned, negative values come last: roll the table to match.
-        tables.append(np.roll(_to_bytes(prepared, low, high), info.min))
         # `prepared` ascends, so the values within low…high are neighbours.
         first, last = np.searchsorted(prepared, low, "left"), np.searchsorted(prepared, high, "right") - 1
-        ranges.append((int(first) + info.min, int(last) + info.min))
-    return tuple(tables), tuple(ranges)
+        # Seen as unsigned, negative values come last: roll the table to match.
+        table = np.roll(_to_bytes(prepared, low, high), info.min)
+        tables.append((table, int(first) + info.min, int(last) + info.min))
+    return tuple(tables)
 
 
 def _prepared(values: NDArray[Any], scaling: Scaling) -> NDArray[np.float64]:
