@@ -1,6 +1,5 @@
 """Command line of the evaluation: `python -m eval --models M [M …] --data name=PATH [name=PATH …] --out DIR`."""
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from eval.config import QUICK, EvalConfig
 from shards import cli
 from shards.errors import UserError
+from shards.openmp import spin_shortly
 
 _DESCRIPTION = "Say what backbones are worth: many protocols with intervals, against floors, in one report."
 
@@ -51,9 +51,7 @@ def parse(argv: Sequence[str]) -> EvalConfig:
 
 def main(argv: list[str]) -> int:
     """Evaluate, write the report, print the table; see `exit_with` for the exit codes."""
-    # Read when torch loads OpenMP. Threads that spin while they wait slow everything down as soon as one other process
-    # wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_shortly()
     config = parse(argv)
     from rich.console import Console
 

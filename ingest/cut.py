@@ -13,8 +13,7 @@ in parts. Where n × n pixels are averaged a step is at least one row of the fil
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,69 +23,16 @@ from ingest import warp
 from ingest.config import Recipe
 from ingest.figures import TileFigures, measure, refusal
 from ingest.grid import tile_origins
-from ingest.pixels import Scaling, clear, downsample, encoding, policy, scale, shift
+from ingest.pixels import encoding
 from ingest.placement import Ground, place_tiles
 from ingest.reasons import SceneRejectedError
 from ingest.scene import Scene, SceneFile, Strip, open_scene
+from ingest.strips import Rows, Tile, averaged, finished, joined, rows_of, stacked
 from shards.images import encode_image, is_picture, to_picture
 from shards.schema import canonical_json
 
 _STEP_BYTES = 128 * 2**20  # of source values read at a time
 _MAX_BLOCK_ROWS = 2048  # a file stored in taller blocks (whole compressed strips) is read by rows of tiles
-
-
-class Tile(NamedTuple):
-    """One tile before encoding."""
-
-    x: int
-    """Left edge in grid pixels."""
-    y: int
-    pixels_CHW: NDArray[Any]
-    valid_HW: NDArray[np.bool_] | None
-    """None: all."""
-    clipped_share: float
-    cloud_share: float | None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Finished rows of the grid, from row `top` and column `left` on: values as tiles hold them."""
-
-    top: int
-    left: int
-    pixels_CHW: NDArray[Any]
-    valid_HW: NDArray[np.bool_] | None
-    clipped_HW: NDArray[np.bool_] | None
-    cloudy_HW: NDArray[np.bool_] | None
-
-    @property
-    def bottom(self) -> int:
-        """First grid row below."""
-        return self.top + len(self.pixels_CHW[0])
-
-    def from_row(self, row: int) -> "Rows | None":
-        """Return the rows from a grid row on; None if none are left."""
-        skip = max(0, row - self.top)
-        if skip >= self.pixels_CHW.shape[1]:
-            return None
-        planes = (self.valid_HW, self.clipped_HW, self.cloudy_HW)
-        rest = [None if plane is None else plane[skip:] for plane in planes]
-        return Rows(self.top + skip, self.left, self.pixels_CHW[:, skip:], *rest)
-
-    def tile(self, x: int, y: int, side: int) -> Tile:
-        """Cut the tile at grid pixel (x, y), padded with pixels without data beyond the rows and columns there are."""
-        here = np.s_[y - self.top : y - self.top + side, x - self.left : x - self.left + side]
-        pixels = self.pixels_CHW[:, *here]
-        valid = None if self.valid_HW is None else self.valid_HW[here]
-        missing = side - pixels.shape[1], side - pixels.shape[2]
-        if any(missing):
-            valid = np.ones(pixels.shape[1:], np.bool_) if valid is None else valid
-            below, right = ((0, count) for count in missing)
-            pixels, valid = np.pad(pixels, [(0, 0), below, right]), np.pad(valid, [below, right])
-        num_valid = side * side if valid is None else int(np.count_nonzero(valid))
-        clipped = 0 if self.clipped_HW is None else int(np.count_nonzero(self.clipped_HW[here]))
-        cloudy = None if self.cloudy_HW is None else float(np.count_nonzero(self.cloudy_HW[here])) / side**2
-        return Tile(x, y, pixels, valid, clipped / max(num_valid, 1), cloudy)
 
 
 def cut_units(
@@ -197,7 +143,7 @@ class _Cutter:
         end_of_block = -(-needed * factor // block) * block // factor
         last = min(self._ys[-1] + self._recipe.tile_px, self._unit["grid_height"])
         bottom = max(needed, min(end_of_block, last))
-        return _joined(kept, self._read(scene, xs[0], top, self._right(xs[-1]), bottom))
+        return joined(kept, self._read(scene, xs[0], top, self._right(xs[-1]), bottom))
 
     def _right(self, x: int) -> int:
         return min(x + self._recipe.tile_px, int(self._unit["grid_width"]))
@@ -207,7 +153,7 @@ class _Cutter:
         factor = self._unit["factor"]
         window = Window(left * factor, top * factor, (right - left) * factor, (bottom - top) * factor)
         strip = scene.read(window, self._recipe) if factor == 1 else self._read_averaged(scene, window)
-        return _finished(strip, left, top, self._unit, self._recipe)
+        return finished(strip, left, top, self._unit, self._recipe)
 
     def _read_averaged(self, scene: Scene, window: Window) -> Strip:
         """Read source pixels in steps of whole blocks and average each; rows left over wait for the next step."""
@@ -219,13 +165,13 @@ class _Cutter:
         left: Strip | None = None
         for end in ends:
             strip = scene.read(Window(window.col_off, top, window.width, end - top), self._recipe)
-            strip = strip if left is None else _stacked([left, strip])
+            strip = strip if left is None else stacked([left, strip])
             whole = strip.values_CHW.shape[1] // factor * factor
             if whole:
-                parts.append(_averaged(_rows(strip, slice(whole)), factor))
-            rest = _rows(strip, slice(whole, None))
-            left, top = (_stacked([rest]) if rest.values_CHW.shape[1] else None), end  # a copy, so that the step may go
-        return _stacked(parts)
+                parts.append(averaged(rows_of(strip, slice(whole)), factor))
+            rest = rows_of(strip, slice(whole, None))
+            left, top = (stacked([rest]) if rest.values_CHW.shape[1] else None), end  # a copy, so that the step may go
+        return stacked(parts)
 
     def _cut_alone(self, scene: Scene, x: int, y: int) -> None:
         """Cut one tile from a window of its own, or reject it."""
@@ -242,7 +188,7 @@ class _Cutter:
 
     def _read_warped(self, scene: Scene, x: int, y: int) -> Rows:
         strip = _warped(scene, self._unit, x, y, self._recipe)
-        return _finished(strip, x, y, self._unit, self._recipe)
+        return finished(strip, x, y, self._unit, self._recipe)
 
     def _add(self, tile: Tile) -> None:
         # Planes that lie together cost less to measure and to encode than interleaved pixels.
@@ -341,75 +287,3 @@ def _warped(scene: Scene, unit: Mapping[str, Any], x: int, y: int, recipe: Recip
     if strip.cloudy_HW is not None:
         cloudy = warp.warp_tile(strip.cloudy_HW[None].astype(np.uint8), valid, *place)[0][0] > 0
     return Strip(values, warped_valid, cloudy)
-
-
-def _rows(strip: Strip, rows: slice) -> Strip:
-    """Return rows of a strip, without a copy."""
-    planes = (strip.valid_HW, strip.cloudy_HW)
-    return Strip(strip.values_CHW[:, rows], *(None if plane is None else plane[rows] for plane in planes))
-
-
-def _stacked(strips: Sequence[Strip]) -> Strip:
-    """Return strips of one width on top of each other."""
-    values = np.concatenate([strip.values_CHW for strip in strips], axis=1)
-    valid, cloudy = None, None
-    if any(strip.valid_HW is not None for strip in strips):
-        valid = np.concatenate([_known(strip) for strip in strips])
-    if strips[0].cloudy_HW is not None:
-        cloudy = np.concatenate([strip.cloudy_HW for strip in strips])
-    return Strip(values, valid, cloudy)
-
-
-def _known(strip: Strip) -> NDArray[np.bool_]:
-    return np.ones(strip.values_CHW.shape[1:], np.bool_) if strip.valid_HW is None else strip.valid_HW
-
-
-def _averaged(strip: Strip, factor: int) -> Strip:
-    values, valid = downsample(strip.values_CHW, _known(strip), factor)
-    if strip.cloudy_HW is None:
-        return Strip(values, valid, None)
-    height, width = values.shape[1:]
-    cloudy = strip.cloudy_HW.reshape(height, factor, width, factor).sum(axis=(1, 3)) * 2 >= factor**2
-    return Strip(values, valid, cloudy)
-
-
-def _finished(strip: Strip, left: int, top: int, unit: Mapping[str, Any], recipe: Recipe) -> Rows:
-    """Normalise a strip: source values become tile values, pixels without data become 0."""
-    values, valid, cloudy = strip
-    clipped = None
-    offset = recipe.offset if unit["offset"] is None else unit["offset"]
-    chosen = policy(recipe, unit["dtype"])
-    if chosen in ("linear", "percentile"):
-        scaling = Scaling(low=tuple(unit["low"]), high=tuple(unit["high"]))
-        if chosen == "linear":
-            scaling = replace(scaling, offset=offset, scale=recipe.scale)
-        values, clipped = scale(values, scaling)
-    elif chosen == "keep" and offset:
-        values = shift(values, offset, recipe.dtype)
-    if valid is not None:
-        values = clear(values, valid)
-        clipped = None if clipped is None else clipped & valid
-    return Rows(top, left, values, valid, clipped, cloudy)
-
-
-def _joined(upper: Rows | None, lower: Rows) -> Rows:
-    if upper is None:
-        return lower
-    valid = _plane(upper, lower, upper.valid_HW, lower.valid_HW, default=True)
-    clipped = _plane(upper, lower, upper.clipped_HW, lower.clipped_HW, default=False)
-    cloudy = _plane(upper, lower, upper.cloudy_HW, lower.cloudy_HW, default=False)
-    pixels = np.concatenate([upper.pixels_CHW, lower.pixels_CHW], axis=1)
-    return Rows(upper.top, upper.left, pixels, valid, clipped, cloudy)
-
-
-def _plane(
-    upper: Rows, lower: Rows, above: NDArray[np.bool_] | None, below: NDArray[np.bool_] | None, *, default: bool
-) -> NDArray[np.bool_] | None:
-    """Return two masks on top of each other, where one may be None: all `default`."""
-    if above is None and below is None:
-        return None
-    shapes = [rows.pixels_CHW.shape[1:] for rows in (upper, lower)]
-    parts = [
-        np.full(shape, default) if part is None else part for shape, part in zip(shapes, (above, below), strict=True)
-    ]
-    return np.concatenate(parts)

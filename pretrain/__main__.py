@@ -11,6 +11,7 @@ from pretrain.batches.server import fork_server
 from pretrain.config import Config
 from shards import cli
 from shards.errors import UserError
+from shards.openmp import spin_shortly
 
 if TYPE_CHECKING:
     from pretrain.training.loop import Outcome
@@ -31,9 +32,7 @@ _GO_ON = ", or go on with --loader.on_bad replace, which puts another sample in 
 
 def main(argv: list[str]) -> int:
     """Run pre-training or a command; see `exit_with` for the exit codes."""
-    # Read when torch loads OpenMP. Threads that spin while they wait make a step ten times slower as soon as
-    # one other process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_shortly()
     if argv and argv[0] in _COMMANDS:
         return look(*argv)
     try:

@@ -3,9 +3,9 @@
 Linux says in two places what may be used: the affinity mask, and the processor time that control groups grant, version
 1 or 2. torch looks at the first alone; beyond the second its threads are stopped for most of each period.
 
-The loader's workers have no cores set aside. They need a few per cent of the time, and threads that wait without
-spinning (OMP_WAIT_POLICY, see `pretrain.__main__`) leave it to them: with a core less the step is slower (figures:
-`python -m tests.bench.threads`), and its sums would depend on the number of workers.
+The loader's workers have no cores set aside. They need a few per cent of the time, and threads that do not spin for
+long (`shards.openmp`) leave it to them: with a core less the step is slower (figures: `python -m tests.bench.threads`),
+and its sums would depend on the number of workers.
 
 Cost: some small files are read, once.
 """

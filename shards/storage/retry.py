@@ -117,7 +117,7 @@ def retrying(url: str, attempt: Callable[[], Result]) -> Result:
 
 
 def count_retry(kind: str, number: int = 1) -> None:
-    """Count retries, also of what is repeated elsewhere: a "checksum" that did not match."""
+    """Count retries, also of what is repeated elsewhere: a "checksum" that did not match, a failed fetch "ahead"."""
     with _counting:
         retries[kind] += number
 

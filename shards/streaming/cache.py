@@ -204,6 +204,8 @@ class BlockCache:
             with self._lock:
                 self._here.add(piece)
         except Exception as error:
+            # Here it may be nobody who reads: a process of its own, which alone is kept from the store.
+            count_retry("ahead")
             # Known before the lock goes: who waits for the piece finds it.
             with self._lock:
                 self._failed[piece] = error

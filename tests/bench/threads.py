@@ -1,8 +1,8 @@
 """Trainer and loader on the same cores: samples/s of the whole and share of waiting: `python -m tests.bench.threads`.
 
 A ViT-Ti/8 trains on 64 px chips (vit_tiny_64.yaml, batch 8), with 0, 1 and 2 workers, and beside a process that keeps
-one core busy. Yardsticks are the two usual ways: threads that spin while they wait, and a core set aside for each
-worker. Each run is `python -m pretrain` in a process of its own; candidates take turns, the median counts.
+one core busy. Yardsticks are the usual ways: threads that sleep or that spin while they wait, and a core set aside for
+each worker. Each run is `python -m pretrain` in a process of its own; candidates take turns, the median counts.
 """
 
 import contextlib
@@ -62,7 +62,12 @@ class Figures:
 
 SCENES = (Scene(workers=0), Scene(workers=1), Scene(workers=2), Scene(workers=0, is_busy=True))
 OURS = Way(name="ours")
-WAYS = (OURS, Way(name="spinning", policy="ACTIVE"), Way(name="cores − workers", policy="PASSIVE", sets_aside=True))
+WAYS = (
+    OURS,
+    Way(name="sleeping", policy="PASSIVE"),
+    Way(name="spinning", policy="ACTIVE"),
+    Way(name="cores − workers", sets_aside=True),
+)
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ a GPU in bfloat16, with larger batches, and memory is what torch allocated there
 """
 
 import argparse
-import os
 from importlib import import_module
 
+from shards.openmp import spin_shortly
 from tests.bench.train_options import Options
 
 PARTS = ("step", "memory", "linear", "batches", "save", "start")
@@ -43,7 +43,7 @@ def main() -> None:
     if unknown := [name for name in given.parts if name not in possible]:
         parser.error(f"no such part on {given.device}: {', '.join(unknown)}; choose from {', '.join(possible)}")
     # Before torch starts threads: as pretrain does.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_shortly()
     for name in given.parts or possible:
         import_module(f"tests.bench.train_{name}").print_tables(Options(given.compile, given.device, given.charts))
 

@@ -170,6 +170,25 @@ def test_a_store_that_fails_is_told_by_who_reads(bucket_url, faulty_store, tmp_p
     assert not multiprocessing.active_children()
 
 
+def test_a_store_that_fails_it_alone_is_counted_and_nothing_changes(
+    bucket_url, truth, faulty_store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(retry, "retries", Counter())
+    stream = make_stream(bucket_url)
+    faulty_store.proxy.add("answer", path=r"/shards/.*\.tar", status=403)
+    with cached(stream, tmp_path, LARGE):
+
+        def is_counted():
+            stream.fetcher(0)
+            return retry.retries["ahead"] > 0
+
+        eventually(is_counted)
+        faulty_store.proxy.clear()
+        for step in range(NUM_STEPS):
+            assert report_step(stream, True, step) == truth[step]
+            stream.move_on(step + 1)
+
+
 _KILLED = """
 import sys, time
 from tests.shards.streaming.test_ahead import *
