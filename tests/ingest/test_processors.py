@@ -1,0 +1,54 @@
+"""What ingest computes is the same on other processors: without the vector units that numpy chooses its loops by."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+
+_COMPUTE = """
+import hashlib
+import numpy as np
+from ingest.figures import measure
+from ingest.pixels import Scaling, downsample, percentile_bounds, scale, shift
+
+rng, seen = np.random.default_rng(0), hashlib.sha256()
+for dtype in ("uint8", "uint16", "int16", "float32"):
+    values = (rng.standard_normal((3, 96, 101)) * 40 + 120).astype(dtype)
+    valid = rng.random((96, 101)) < 0.9
+    low, high = percentile_bounds(values.reshape(3, -1), (2, 98))
+    scaled, clipped = scale(values, Scaling(low=low, high=high, offset=-3.7, scale=1.03))
+    means, _ = downsample(values[:, :, :100], valid[:, :100], 4)
+    for array in (scaled, clipped, means, shift(values, -17.0, dtype)):
+        seen.update(np.ascontiguousarray(array).tobytes())
+    for tile in (values, scaled):
+        seen.update(repr(measure(tile.transpose(1, 2, 0), valid)).encode())
+print(seen.hexdigest())
+"""
+
+
+def computed(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPUTE],
+        env={**os.environ, **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+def test_without_the_vector_units_of_this_processor_it_is_the_same():
+    extensions = np.show_config(mode="dicts")["SIMD Extensions"]
+    found = extensions.get("found", [])
+    if not found:
+        pytest.skip("numpy has no loops for this processor that it could do without")
+    here, _ = computed()
+    without, complaint = computed(NPY_DISABLE_CPU_FEATURES=" ".join(found))
+    assert "cannot disable" not in complaint.lower()
+    assert without == here
+    assert len(here.strip()) == 64
