@@ -14,7 +14,7 @@ help: ## List the targets
 
 setup: $(VENV)/.ready-dev ## Install everything, tools for tests and checks included, into .venv
 
-demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → report, in 4 to 6 minutes on 2 cores
+demo: $(VENV)/.ready ## Sample scenes → dataset → short pre-training → report, in 3 to 6 minutes on 2 cores
 	@echo; echo "== 1/4 sample scenes =="
 	@$(BIN)/python -m ingest sample --out $(DEMO)/sample
 	@echo; echo "== 2/4 scenes → dataset =="

@@ -204,7 +204,7 @@ class BlockCache:
             with self._lock:
                 self._here.add(piece)
         except Exception as error:
-            # Here it may be nobody who reads: a process of its own, which alone is kept from the store.
+            # The process may be one in which nobody reads, and the only one that the store refuses.
             count_retry("ahead")
             # Known before the lock goes: who waits for the piece finds it.
             with self._lock:

@@ -18,7 +18,7 @@ Last and in a cluster of its own, since it has worker processes of its own:
 
 Prints tiles/s (median, and of how many), and the ratios that count. A machine's speed drifts, by a third within minutes
 on a shared one, so a ratio is the median of the ratios of neighbours in time; with Ray Data that of the two medians.
-What a group costs beside its tiles (four files that are synced, 20 ms) weighs most in small ones: those of a dataset
+What a group costs beside its tiles (four files that are synced, 11 ms) weighs most in small ones: those of a dataset
 above 8 GB have 2000 tiles, so pack/floor is a lower bound for it.
 """
 
