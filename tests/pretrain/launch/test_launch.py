@@ -24,7 +24,9 @@ from pathlib import Path
 name, mode = os.environ["RANK"], sys.argv[-1]
 told = []
 signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-Path(f"rank-{name}").write_text(" ".join(os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+place = Path(f"place-{name}")
+place.write_text(" ".join(os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+place.rename(f"rank-{name}")  # only now: whoever waits for the file reads it at once
 while mode == "train" and not told:
     time.sleep(0.05)
 time.sleep(0.5)  # to save; a second signal would be seen
@@ -132,7 +134,10 @@ def test_two_machines_meet(ranks):
 CLUSTER = {
     # Two tasks of one node; the code is the highest of theirs.
     "srun": """while [ "${1#--}" != "$1" ]; do shift; done
-for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" & echo $! > task-$rank; done
+export SLURM_NTASKS=2
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank bash -c 'echo $$ > task-$SLURM_PROCID; exec "$@"' task "$@" &
+done
 wait -n || exit; wait -n""",
     "scancel": 'echo "$@" > cancelled; kill -TERM $(cat task-0 task-1)',
     "scontrol": 'case $1 in show) echo node0; echo node1;; *) echo "$@" > requeued;; esac',
