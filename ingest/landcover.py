@@ -25,6 +25,10 @@ Random = np.random.Generator
 CHIP_PX = 64
 CELL_TABLE = 64  # random values of lattice cells repeat after this many cells along each axis
 
+# Least reflectance of display values 1..255: the nearest to 255 (reflectance / 0.6)**0.6. To compare is the same on
+# every processor; numpy's powers of float32 depend on its vector units.
+TONES = np.array([0.6 * ((value - 0.5) / 255) ** (1 / 0.6) for value in range(1, 256)], np.float32)
+
 # Reflectance in red, green, blue, nir: rounded from the usual spectral curves of each material.
 # fmt: off
 SOIL, DRY_SOIL, SAND = (0.13, 0.10, 0.07, 0.19), (0.29, 0.23, 0.17, 0.36), (0.38, 0.32, 0.24, 0.44)
@@ -58,6 +62,11 @@ class Look:
 
 
 # --- primitives ---
+
+
+def sine(angle: Field) -> Field:
+    """Return the sine, rounded from double precision: that of float32 depends on the processor's vector units."""
+    return np.sin(angle.astype(np.float64)).astype(np.float32)
 
 
 def noise(
@@ -203,7 +212,7 @@ def cropland(shape: Shape, look: Look, rng: Random) -> Field:
     stages = np.array([SOIL, CROP, CROP, STRAW], np.float32)
     land = np.stack([np.interp(stage, [0, 0.9, 1.6, 2.6], band) for band in stages.T], axis=-1)
     across = np.where(turn < 0.25, y, x) / look.grain
-    rows, tracks = np.sin(2 * math.pi * across / (2.4 + 4 * period)), across % 22 < 1
+    rows, tracks = sine(2 * math.pi * across / (2.4 + 4 * period)), across % 22 < 1
     edge = (u % 1 * wide < 1.2) | (v % 1 * long < 1.2)
     light = 1 + 0.05 * noise(shape, 1, rng) + (0.04 + 0.3 * depth) * rows - 0.25 * tracks - 0.3 * edge
     return np.asarray(land * light[..., None], np.float32)
@@ -330,7 +339,7 @@ def draw_chip(name: str, seed: int, number: int) -> NDArray[np.uint8]:
 
 def to_uint8(seen: Field) -> NDArray[np.uint8]:
     """Map reflectance to display values 1..255 with the tone curve of image products (0 is kept for nodata)."""
-    return np.clip(np.round(255 * (np.clip(seen, 0, None) / 0.6) ** 0.6), 1, 255).astype(np.uint8)
+    return np.clip(np.searchsorted(TONES, seen, side="right"), 1, 255).astype(np.uint8)
 
 
 def to_uint16(seen: Field) -> NDArray[np.uint16]:

@@ -152,6 +152,14 @@ def test_hillshade_lights_the_side_towards_the_sun():
     np.testing.assert_allclose(light[:, 1:8], 0.8, atol=1e-6)
 
 
+def test_display_values_follow_the_tone_curve():
+    reflectance = np.linspace(-0.1, 1.0, 4001, dtype=np.float32)
+    curve = 255 * (reflectance.clip(0).astype(np.float64) / 0.6) ** 0.6
+    values = landcover.to_uint8(reflectance)
+    assert (abs(values - curve.clip(1, 255)) <= 0.5 + 1e-4).all()
+    assert (values.min(), values.max()) == (1, 255)
+
+
 def knn_accuracy(features: NDArray[np.float64], labels: list[str]) -> float:
     model = make_pipeline(StandardScaler(), KNeighborsClassifier(5))
     return float(cross_val_score(model, features, labels, cv=5).mean())
