@@ -1,14 +1,14 @@
 """PerA the straightforward way: the yardstick of tests/bench/train.py, the same maths under the same parameter names.
 
-Both sides are float images, all of whose patches are embedded; boolean masks pick the tokens; the two sizes of views go
-through the heads one after the other, which build their weights from direction and gain each time; the cross-entropy
-keeps log-softmax over all prototypes; stochastic depth computes all images and sets some to zero. Blocks are timm's
-own, attention is torch's fused one.
+Both sides are float copies of whole images, coloured as ours are, all of whose patches are embedded; boolean masks pick
+the tokens; the two sizes of views go through the heads one after the other, which build their weights from direction
+and gain each time; the cross-entropy keeps log-softmax over all prototypes; stochastic depth computes all images and
+sets some to zero. Blocks are timm's own, attention is torch's fused one.
 
 Shape legend: N = V views · B images, view-major; C bands, L patches, W width, K prototypes, D values of a patch.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from timm.layers import DropPath
@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from pretrain.batches.batch import Batch, ViewBatch
+from pretrain.batches.colour import Colour
+from pretrain.batches.views import ColourDraws
 from pretrain.config import Config
 from pretrain.model.backbone import vit_arguments
+from pretrain.transfer import send
 
 _WEIGHT = "parametrizations.weight"
 
@@ -33,9 +37,29 @@ class DenseViews:
     learnable_NL: Tensor
     teacher_NL: Tensor
 
-    def to(self, device: torch.device) -> "DenseViews":
-        """Return the same on a device."""
-        return DenseViews(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    @classmethod
+    def of(cls, views: ViewBatch, colour: Colour, device: torch.device) -> "DenseViews":
+        """Return what each side is to see of what the loader delivers."""
+        crops_NCHW = send(views.crops_NCHW, device)
+        first_N1 = torch.zeros(len(crops_NCHW), 1, dtype=torch.int64)
+
+        def paint(draws: ColourDraws) -> Tensor:
+            # As if a crop were one large patch: contrast is that of the whole image.
+            (values_N1D,) = colour(crops_NCHW.flatten(1)[:, None], (first_N1,), draws)
+            return values_N1D.view(crops_NCHW.shape)
+
+        def mask(indices_NP: Tensor) -> Tensor:
+            num_patches = crops_NCHW[0, 0].numel() // views.patch_px**2
+            none_NL = torch.zeros(len(indices_NP), num_patches, dtype=torch.bool, device=device)
+            return none_NL.scatter_(1, send(indices_NP, device), True)
+
+        return cls(
+            student_NCHW=paint(views.student_colours),
+            teacher_NCHW=paint(views.teacher_colours),
+            student_NL=mask(views.student_indices_NP),
+            learnable_NL=mask(views.learnable_indices_NP),
+            teacher_NL=mask(views.teacher_indices_NP),
+        )
 
     def double(self) -> "DenseViews":
         """Return the same with images in float64."""
@@ -173,21 +197,23 @@ class PlainPerA(nn.Module):
 
 
 class PlainTrainer:
-    """AdamW as it comes, clipping, and one batch that is always at hand."""
+    """AdamW as it comes, and clipping."""
 
-    def __init__(self, config: Config, num_bands: int, global_views: DenseViews, local_views: DenseViews) -> None:
+    def __init__(self, config: Config, num_bands: int, colour: Colour) -> None:
+        self.colour = colour
         self.device = torch.device(config.device)
         self.half = config.precision == "bfloat16"
         self.model = PlainPerA(config, num_bands).to(self.device)
-        self.views = global_views.to(self.device), local_views.to(self.device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=0.04)
 
-    def step(self, _: int) -> None:
+    def step(self, batch: Batch) -> None:
         """Make an optimiser step."""
         self.optimiser.zero_grad()
+        assert batch.local_views is not None
+        views = [DenseViews.of(each, self.colour, self.device) for each in (batch.global_views, batch.local_views)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            loss = self.model(*self.views, 0.05)
+            loss = self.model(*views, 0.05)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 3.0)
         self.optimiser.step()

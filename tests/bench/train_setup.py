@@ -18,7 +18,7 @@ from pretrain.training.trainer import Trainer, choose_device
 from tests.bench.train_options import Options
 
 NUM_BANDS, _TILE_PX = 3, 512
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COLOUR = Colour(value_range=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), rgb=(0, 1, 2))
 
 
 def vit_s(image_px: int, prototypes: int, batch: int) -> Config:
@@ -85,7 +85,7 @@ def make_trainer(config: Config) -> Trainer:
         config=config,
         plan=make_plan(config, num_samples=1_000_000),
         device=device,
-        colour=Colour(value_range=255.0, mean=_MEAN, std=_STD, rgb=(0, 1, 2)),
+        colour=COLOUR,
         ranks=Ranks(),
         network=make_network(model.to(device), config, Ranks()),
         optimiser=make_optimiser(model.trainable(), config.optimiser),

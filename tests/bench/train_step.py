@@ -17,6 +17,7 @@ from pretrain.training.peak import product_seconds, wait_for
 from tests.bench.train_options import Options
 from tests.bench.train_plain import DenseViews, PlainPerA, PlainTrainer, our_names
 from tests.bench.train_setup import (
+    COLOUR,
     CONFIGS,
     NUM_BANDS,
     SMALL,
@@ -84,9 +85,8 @@ def make_ways(config: Config, compiled: bool) -> dict[str, Step]:
     if compiled:
         other = make_trainer(replace(config, compile=True))
         ways["ours, compiled"] = lambda step: other.step(step, batch)
-    num_global, num_local = config.views.num_global, config.views.num_local
-    plain = PlainTrainer(config, NUM_BANDS, dense_views(config, num_global), dense_views(config, num_local))
-    ways[_PLAIN] = plain.step
+    plain = PlainTrainer(config, NUM_BANDS, COLOUR)
+    ways[_PLAIN] = lambda _: plain.step(batch)
     return ways
 
 
@@ -114,21 +114,6 @@ def product_times(device: torch.device) -> list[float]:
     return [product_seconds(device, dtype, _SIDE[device.type]) for _ in range(_PRODUCTS)]
 
 
-def dense_views(config: Config, num_views: int) -> DenseViews:
-    """Make both sides of views of noise, and masks of the sizes of the method."""
-    batch = noise_batch(config)
-    views = batch.global_views if num_views == config.views.num_global else batch.local_views
-    assert views is not None
-    sets = (views.student_indices_NP, views.learnable_indices_NP, views.teacher_indices_NP)
-    num_patches = views.crops_NCHW.shape[-1] ** 2 // config.model.patch_px**2
-    masks = [torch.zeros(len(indices), num_patches, dtype=torch.bool).scatter_(1, indices, True) for indices in sets]
-    noise = torch.Generator().manual_seed(num_views)
-    student, teacher = torch.randn(2, *views.crops_NCHW.shape, generator=noise)
-    return DenseViews(
-        student_NCHW=student, teacher_NCHW=teacher, student_NL=masks[0], learnable_NL=masks[1], teacher_NL=masks[2]
-    )
-
-
 def to_patches(views: DenseViews, patch_px: int) -> ViewPatches:
     """Sort the patches of both sides into their sets, as our model wants them."""
 
@@ -154,7 +139,10 @@ def require_equal(config: Config) -> None:
     config = replace(config, model=replace(config.model, drop_path=0.0))
     ours, plain = PerA(config, NUM_BANDS).double(), PlainPerA(config, NUM_BANDS).double()
     plain.load(ours.state_dict())
-    global_views, local_views = dense_views(config, 2).double(), dense_views(config, 8).double()
+    batch = noise_batch(config)
+    assert batch.local_views is not None
+    both = (batch.global_views, batch.local_views)
+    global_views, local_views = (DenseViews.of(views, COLOUR, torch.device("cpu")).double() for views in both)
     output = ours(to_patches(global_views, 16), to_patches(local_views, 16), 0.05)
     koleo, gradient = koleo_and_gradient(output.spread_VBX)
     weight = config.loss.koleo
