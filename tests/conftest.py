@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from shards.schema import REJECTS, SAMPLES, SCENES, SHARDS, Version, canonical_j
 from shards.settle import band_figures
 from shards.tar import ShardWriter
 from tests.fault_proxy import FaultProxy
+from tests.ports import free_ports
 
 # A busy machine is no fault: no test fails for the time that it takes.
 settings.register_profile("untimed", deadline=None)
@@ -256,8 +256,7 @@ def start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = _free_ports(4)
-    grpc = _free_ports(4)
+    master, volume, filer, s3, *grpc = free_ports(8)
     command = f"""{binary} server -dir={folder} -ip=127.0.0.1 -ip.bind=127.0.0.1
         -master.port={master} -master.port.grpc={grpc[0]} -master.peers=none -master.electionTimeout=1s
         -master.telemetry=false -master.volumeSizeLimitMB=64
@@ -278,11 +277,3 @@ def start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str
             time.sleep(0.2)
         else:
             return server, endpoint
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -6,13 +6,14 @@ prints the exit codes of each start's ranks as JSON; what the ranks print goes t
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
+
+from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,8 +41,7 @@ def _written(config, rank):
 
 
 def _start(files, prelude):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
+    (port,) = map(str, free_ports(1))
     children = [_fork(file, rank, len(files), port, prelude) for rank, file in enumerate(files)]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 

@@ -3,7 +3,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import yaml
 
 from pretrain.config import Config
 from shards.cli import parse_config
+from tests.ports import free_ports
 
 LAUNCH = Path(__file__).parents[3] / "pretrain" / "launch"
 SCRIPTS = [LAUNCH / "torchrun.sh", LAUNCH / "slurm.sbatch"]
@@ -118,13 +118,9 @@ def test_torchrun_passes_sigterm_on_once_and_ends_with_1(ranks):
     assert [(ranks / f"end-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
-
-
 def test_two_machines_meet(ranks):
-    place = {"NODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    (port,) = map(str, free_ports(1))
+    place = {"NODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     first = start(ranks, LAUNCH / "torchrun.sh", "finish", **place, IS_HOST="true")
     second = start(ranks, LAUNCH / "torchrun.sh", "finish", **place, IS_HOST="false")
     assert (first.wait(), second.wait()) == (0, 0), first.communicate()[1] + second.communicate()[1]
