@@ -86,7 +86,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         num_rows, exact = len(student_NZ), torch.promote_types(student_NZ.dtype, torch.float32)
         with_gradient = any(ctx.needs_input_grad[:2])
         gradient_NZ = torch.empty_like(student_NZ, dtype=exact) if with_gradient else None
-        gradient_KZ = torch.zeros_like(student_KZ, dtype=exact) if with_gradient else None
+        gradient_KZ: Tensor | None = None
         rows_N, entropy_N = student_NZ.new_empty(2, num_rows, dtype=exact)
         assignment_K = torch.zeros_like(centre_K, dtype=exact)
         for chunk in _chunks(num_rows, len(student_KZ), student_NZ.device):
@@ -99,10 +99,10 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
             rows_N[chunk] = -torch.linalg.vecdot(p_NK, log_q_NK)
             entropy_N[chunk] = -torch.linalg.vecdot(p_NK, log_p_NK)
             assignment_K += p_NK.sum(0)
-            if gradient_NZ is not None and gradient_KZ is not None:
+            if gradient_NZ is not None:
                 by_score_NK = log_q_NK.exp_().sub_(p_NK).div_(student_temperature * num_rows).to(student_NZ.dtype)
                 gradient_NZ[chunk] = (by_score_NK @ student_KZ).to(exact)
-                _add_product(gradient_KZ, by_score_NK.T, student_NZ[chunk])
+                gradient_KZ = _add_product(gradient_KZ, by_score_NK.T, student_NZ[chunk], exact)
         ctx.save_for_backward(gradient_NZ, gradient_KZ)
         ctx.dtype = student_NZ.dtype
         outputs = rows_N.mean(), rows_N, entropy_N.mean(), assignment_K / num_rows
@@ -122,11 +122,13 @@ def _chunks(num_rows: int, num_prototypes: int, device: torch.device) -> list[sl
     return [slice(start, start + size) for start in range(0, num_rows, size)]
 
 
-def _add_product(sum_KZ: Tensor, left_KN: Tensor, right_NZ: Tensor) -> None:
-    if left_KN.dtype == sum_KZ.dtype:
-        sum_KZ.addmm_(left_KN, right_NZ)
-    else:
-        sum_KZ += left_KN @ right_NZ
+def _add_product(sum_KZ: Tensor | None, left_KN: Tensor, right_NZ: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the product, added in place to the sum where there is one: to fill it with zeros first costs as much."""
+    if sum_KZ is None:
+        return (left_KN @ right_NZ).to(dtype)
+    if left_KN.dtype == dtype:
+        return sum_KZ.addmm_(left_KN, right_NZ)
+    return sum_KZ.add_(left_KN @ right_NZ)
 
 
 def mean_scores(features_NZ: Tensor, prototypes_KZ: Tensor) -> Tensor:
