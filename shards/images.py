@@ -87,7 +87,9 @@ def interleave(strip_CHW: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def decode_image(extension: str, data: bytes | memoryview, *, padded: bool = False) -> Pixels:
+def decode_image(
+    extension: str, data: bytes | memoryview, *, padded: bool = False, out: NDArray[Any] | None = None
+) -> Pixels:
     """Return the pixels [height, width, channels] of an encoded image; perhaps read-only.
 
     Args:
@@ -95,6 +97,8 @@ def decode_image(extension: str, data: bytes | memoryview, *, padded: bool = Fal
         data: the file.
         padded: give three bands of 8 bits as a view of four bytes a pixel, as crops are best cut from; else, and
             whatever else there is, in one piece.
+        out: where the pixels are to lie; it is returned if the image has its shape and type. What it holds is not
+            defined otherwise, nor after an error. A JPEG is decoded to where it is, if in one piece and not padded.
 
     Raises:
         ValueError: the bytes are damaged or of an unknown kind, or hold no image of one or more bands of numbers.
@@ -103,9 +107,18 @@ def decode_image(extension: str, data: bytes | memoryview, *, padded: bool = Fal
     if extension == "npy":
         pixels = _read_npy(data)
     else:
-        found = _read_jpeg(data, padded) if data[:2] == _JPEG_START else None
+        found = _read_jpeg(data, padded, out) if data[:2] == _JPEG_START else None
         pixels = _read_picture(extension, data, padded) if found is None else found
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if out is None or not _fits(out, pixels.shape, pixels.dtype):
+        return pixels
+    if not np.may_share_memory(pixels, out):
+        out[...] = pixels
+    return out
+
+
+def _fits(out: NDArray[Any], shape: tuple[int, ...], dtype: Any) -> bool:
+    return out.shape == shape and out.dtype == dtype
 
 
 def _read_npy(data: bytes | memoryview) -> NDArray[Any]:
@@ -129,14 +142,17 @@ def _read_npy(data: bytes | memoryview) -> NDArray[Any]:
     return values.reshape(shape, order="F" if is_fortran else "C").astype(dtype.newbyteorder("="))
 
 
-def _read_jpeg(data: bytes | memoryview, padded: bool) -> NDArray[np.uint8] | None:
+def _read_jpeg(data: bytes | memoryview, padded: bool, out: NDArray[Any] | None) -> NDArray[np.uint8] | None:
     """Return what Pillow would make of a JPEG of one or three bands; None where Pillow is to say what it is."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         form = {"Gray": "GRAY", "YCbCr": "RGBX" if padded else "RGB", "RGB": "RGBX" if padded else "RGB"}.get(colours)
         if form is None or int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, form, fastdct=False, fastupsample=False)
+        shape, place = (int(height), int(width), 1 if form == "GRAY" else 3), None
+        if out is not None and out.flags.c_contiguous and not padded and _fits(out, shape, np.uint8):
+            place = out
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, form, fastdct=False, fastupsample=False, buffer=place)
     except ValueError:
         return None
     return pixels[:, :, :3]

@@ -19,6 +19,7 @@ import numpy as np
 
 from shards.dataset import CorruptSampleError, Dataset, Sample, is_whole
 from shards.errors import UserError
+from shards.images import Pixels, decode_image
 from shards.keyed import hash64, permute
 from shards.rows import Place
 from shards.streaming.cache import BlockCache, Piece
@@ -227,6 +228,45 @@ class Stream:
                     replaced.append(self._replacement(slot, fault, row))
         return Step(slots=slots, items=items, replaced=replaced)
 
+    def read_images(
+        self, step: int, allocate: Callable[[tuple[int, ...], np.dtype[Any]], Pixels] = np.empty
+    ) -> tuple[Pixels, Step[Sample]]:
+        """Read this rank's images of a step, each decoded to its place in one array [samples, height, width, channels].
+
+        Args:
+            step: see `read`.
+            allocate: makes the array from its shape and type, as in memory that processes share.
+
+        Returns:
+            The array, and the samples with all else that they have.
+
+        Raises:
+            UserError: images differ in shape or type: `read` takes a decoder that makes them alike.
+            Otherwise as `read`.
+        """
+        made: list[Pixels] = []
+        odd: list[str] = []
+        place = 0
+
+        def decode(sample: Sample, dataset: int) -> Sample:
+            nonlocal place
+            wanted = made[0][place] if made else None
+            pixels = decode_image(sample.ext, sample.image, out=wanted)
+            if wanted is None:
+                made.append(allocate((self.global_batch // self.world, *pixels.shape), pixels.dtype))
+                made[0][0] = pixels
+            elif pixels is not wanted:
+                odd.append(f"{self.datasets[dataset].url}: key {sample.key} is an image of {_form(pixels)}")
+            place += 1  # only now: if it was bad, another one takes its place
+            return sample
+
+        read = self.read(step, decode)
+        if odd:  # not before: to the step they are no bad samples, which might be replaced
+            raise UserError(
+                f"{odd[0]}, the first of step {step} has {_form(made[0][0])}: Stream.read takes a decoder of your own"
+            )
+        return made[0], read
+
     def _placed(self, slots: list[Slot]) -> Iterator[tuple[Slot, Places]]:
         """Return slots with the places of their samples."""
         found = [
@@ -326,6 +366,10 @@ class Stream:
             fault=str(fault),
             replaced_by=row,
         )
+
+
+def _form(pixels: Pixels) -> str:
+    return f"{' × '.join(map(str, pixels.shape))} {pixels.dtype}"
 
 
 def _groups(placed: Iterable[tuple[Slot, Places]]) -> Iterator[list[tuple[Slot, Places]]]:

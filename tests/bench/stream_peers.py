@@ -2,20 +2,24 @@
 
 The decoder is the same for all (`shards.images.decode_image`), but MosaicML comes twice: with a column of JPEGs, which
 it decodes itself (by Pillow), as its documentation has it for images; and with a column of bytes and our decoder. 64
-images become one uint8 tensor; without decoding a batch is a list of the encoded ones. Worker processes are torch's.
+images become one uint8 tensor, in workers in memory that processes share: the peers' and the bare loop's by torch's
+default_collate; the stream decodes each to its place (`Stream.read_images`). Without decoding a batch is a list of the
+encoded images. Worker processes are torch's.
 """
 
 import fcntl
 import itertools
+import math
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from shards import storage
 from shards.dataset import Dataset, Sample, open_dataset
@@ -26,6 +30,9 @@ from shards.tables import read_table
 from tests.bench.stream_race import BATCH
 
 SETTINGS = OrderSettings(seed=0, lanes=default_lanes(BATCH))
+
+# Pillow's pixels are; they are only copied.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 Decode = Callable[[bytes | memoryview], Any]
 
@@ -42,7 +49,7 @@ def as_it_is(data: bytes | memoryview) -> bytes | memoryview:
 
 def collate(images: Sequence[Any]) -> Any:
     """Make one tensor of decoded images; leave others as they are."""
-    return torch.from_numpy(np.stack(images)) if isinstance(images[0], np.ndarray) else images
+    return default_collate(list(map(torch.from_numpy, images))) if isinstance(images[0], np.ndarray) else images
 
 
 def ours(folder: str, decode: Decode, workers: int) -> Iterator[object]:
@@ -57,7 +64,19 @@ class StreamSteps:
         self._stream, self._decode = stream, decode
 
     def __getitem__(self, step: int) -> Any:
-        return collate(self._stream.read(step, self._decode_sample).items)
+        if self._decode is not decode_jpeg:
+            return self._stream.read(step, self._decode_sample).items
+        made: list[torch.Tensor] = []
+
+        def allocate(shape: tuple[int, ...], _: np.dtype[Any]) -> Any:
+            made.append(torch.empty(0, dtype=torch.uint8))
+            if get_worker_info() is not None:  # as default_collate has it
+                made[0].set_(torch.UntypedStorage._new_shared(math.prod(shape)))  # type: ignore[call-overload]
+            made[0].resize_(shape)
+            return made[0].numpy()
+
+        self._stream.read_images(step, allocate)
+        return made[0]
 
     def _decode_sample(self, sample: Sample, _: int) -> Any:
         return self._decode(sample.image)

@@ -220,6 +220,34 @@ def test_of_damaged_jpegs_pillow_says_what_they_are(data):
         assert np.array_equal(decode_image("jpg", bytes(encoded)), expected)
 
 
+@settings(max_examples=200)
+@given(
+    st.one_of(
+        jpegs.map(lambda data: ("jpg", data)),
+        st.builds(
+            encode_image,
+            npst.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))),
+            st.sampled_from(["png", "webp", "npy"]),
+        ),
+        st.builds(encode_image, npst.arrays(np.uint16, (3, 4, 2)), st.just("npy")),
+    ),
+    st.booleans(),
+    st.sampled_from(["fits", "in pieces", "wider", "of another type"]),
+)
+def test_pixels_lie_where_they_are_to_if_they_fit(encoded, padded, form):
+    expected = decode_image(*encoded)
+    height, width, bands = expected.shape
+    out = {
+        "fits": np.empty(expected.shape, expected.dtype),
+        "in pieces": np.empty((height, width, bands + 1), expected.dtype)[:, :, :bands],
+        "wider": np.empty((height, width + 1, bands), expected.dtype),
+        "of another type": np.empty(expected.shape, np.int32),
+    }[form]
+    pixels = decode_image(*encoded, padded=padded, out=out)
+    assert np.array_equal(pixels, expected)
+    assert (pixels is out) == (form in ("fits", "in pieces"))
+
+
 def test_a_jpeg_that_announces_more_than_pillow_takes_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="exceeds limit of 200 pixels"):
