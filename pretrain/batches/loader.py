@@ -12,6 +12,7 @@ while tables of places are shared (`shards.rows`). A batch comes over in shared 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -196,7 +198,17 @@ def _begin_worker(worker: int) -> None:
     """Tie a worker's life to the training process's, and to nothing else."""
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
+    sys.excepthook = _told_unless_left
     threading.Thread(target=_end_with_parent, name=f"end_with_parent_{worker}", daemon=True).start()
+
+
+def _told_unless_left(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Tell of what nobody caught, unless it is that the training process left while it took a batch.
+
+    multiprocessing's thread that hands over shared memory ends up here; errors of batches go to the training process.
+    """
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _end_with_parent() -> None:

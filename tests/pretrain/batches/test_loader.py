@@ -12,14 +12,15 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from pretrain.batches.batch import BatchMaker
-from pretrain.batches.loader import COUNTS, WorkerKilledError, deliver
+from pretrain.batches.loader import COUNTS, WorkerKilledError, _told_unless_left, deliver
 from pretrain.batches.sources import open_sources
 from pretrain.config import MixConfig
 from pretrain.runs.metrics import read_rows
@@ -284,6 +285,18 @@ def test_signals_for_all_do_not_end_the_workers(tiny, number):
             os.kill(process, number)
         assert len(list(deliveries)) == 49
         assert forkserver._forkserver._forkserver_pid == server
+
+
+def test_a_training_process_that_leaves_while_it_takes_a_batch_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", _told_unless_left)
+    with open(os.devnull) as file:
+        first, second = (resource_sharer.DupFd(file.fileno()) for _ in range(2))
+    place, _ = first._id
+    Client(place, authkey=multiprocessing.current_process().authkey).close()
+    os.close(second.detach())  # one after the other is served: the thread is done with who left
+    assert capsys.readouterr().err == ""
+    _told_unless_left(KeyError, KeyError("a defect"), None)
+    assert "a defect" in capsys.readouterr().err
 
 
 STOPPED = """
