@@ -15,6 +15,17 @@ set -euo pipefail
 
 nodes=${NODES:-1}
 ranks_per_node=${RANKS_PER_NODE:-gpu}
+if [ -z "${PYTHON:-}" ]; then
+    # The repository's own environment, if it is started there; else whichever is active.
+    PYTHON=python
+    [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
+fi
+
+# Torchrun would say so with a traceback. NVIDIA's devices, AMD's, those of Windows' Linux.
+if [ "$ranks_per_node" = gpu ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null && [ ! -e /dev/kfd ] && [ ! -e /dev/dxg ]; then
+    echo "$0: no GPU here: set RANKS_PER_NODE, as to 2 for two processes on the CPU" >&2
+    exit 2
+fi
 
 # Seconds that torchrun waits for its processes after SIGTERM, then it kills: more than checkpoint.deadline_s. Older
 # versions of torch do not read it and wait 30.
@@ -35,6 +46,6 @@ else
 fi
 
 # exec: signals are for torchrun. No restarts by torchrun itself: whoever started this starts it again.
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "$PYTHON" -m torch.distributed.run \
     --nnodes "$nodes" --nproc_per_node "$ranks_per_node" --max_restarts 0 "${meeting[@]}" \
     -m -- pretrain "$@" # --: torchrun would take --run for an abbreviation of its own --run-path

@@ -2,6 +2,7 @@ import configparser
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,25 @@ def start(folder, script, *arguments, **environment):
 def test_torchrun_ends_with_0_only_if_the_run_does(ranks):
     begun = [(mode, start(ranks, LAUNCH / "torchrun.sh", mode, RANKS_PER_NODE="1")) for mode in ("finish", "fail")]
     assert [process.wait() for _, process in begun] == [0, 1]
+
+
+def has_gpu():
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+
+
+@pytest.mark.skipif(has_gpu(), reason="a GPU is here")
+def test_torchrun_without_a_gpu_says_what_to_set(ranks):
+    process = start(ranks, LAUNCH / "torchrun.sh", "finish")
+    output, errors = process.communicate()
+    told = "torchrun.sh: no GPU here: set RANKS_PER_NODE, as to 2 for two processes on the CPU\n"
+    assert (process.returncode, output, errors.rpartition("/")[2]) == (2, "", told)
+
+
+def test_torchrun_takes_the_environment_that_lies_where_it_is_started(ranks):
+    (ranks / ".venv" / "bin").mkdir(parents=True)
+    (ranks / ".venv" / "bin" / "python").symlink_to(shutil.which("true"))  # ends with 0, and starts nothing
+    assert start(ranks, LAUNCH / "torchrun.sh", "finish", RANKS_PER_NODE="1", PYTHON="").wait() == 0
+    assert not (ranks / "rank-0").exists()
 
 
 def test_torchrun_passes_sigterm_on_once_and_ends_with_1(ranks):
