@@ -158,7 +158,7 @@ def _transfer(blocks: list[tuple[str, int, int]], asked: Connection) -> None:
             pass
         return last + 1 - first
 
-    with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool, contextlib.suppress(EOFError, BrokenPipeError):
+    with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool, contextlib.suppress(EOFError, ConnectionError):
         asked.send("ready")
         ahead: deque[Future[int]] = deque()
         fetched, wanted, endless = 0, 0, itertools.cycle(blocks)
