@@ -5,7 +5,7 @@ A batch is a pure function of (seed, datasets, step of the stream, rank): it doe
 Shape legend: N = views · images in view-major order, C bands, P patches of a set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -138,7 +138,13 @@ def patchify(images_NCHW: Tensor, patch_px: int) -> Tensor:
     return grid.reshape(n, rows * columns, c * patch_px * values).view(images_NCHW.dtype)
 
 
-def make_batch(config: Config, tiles: Sequence[Tile], visits: Sequence[Visit], num_bands: int) -> Batch:
+def make_batch(
+    config: Config,
+    tiles: Sequence[Tile],
+    visits: Sequence[Visit],
+    num_bands: int,
+    empty: Callable[..., Tensor] = torch.empty,
+) -> Batch:
     """Draw and cut the views of samples; what a sample gets is a function of its tile and its visit.
 
     Args:
@@ -146,13 +152,14 @@ def make_batch(config: Config, tiles: Sequence[Tile], visits: Sequence[Visit], n
         tiles: of the samples, one type for all.
         visits: of the samples.
         num_bands: of each tile.
+        empty: gives memory for the crops, as torch.empty does.
     """
 
     def views(size: str, num_views: int, side_px: int) -> ViewBatch:
         sets = draw_patch_sets(config.set_sizes(side_px), visits, size, num_views)
         student_colours, teacher_colours = draw_colours(config.colour, visits, size, num_views)
         return ViewBatch(
-            crops_NCHW=cut_views(config.views, tiles, visits, size, num_views, (num_bands, side_px, side_px)),
+            crops_NCHW=cut_views(config.views, tiles, visits, size, num_views, (num_bands, side_px, side_px), empty),
             student_indices_NP=torch.from_numpy(sets.student_NP),
             # Nothing is predicted of local views.
             learnable_indices_NP=torch.from_numpy(sets.learnable_NP[:, : None if size == "global" else 0]),
@@ -187,8 +194,12 @@ class BatchMaker:
         self._config = config
         self._places = [list(each) for each in places]
 
-    def make(self, step: int) -> tuple[Batch, Sequence[Replacement]]:
+    def make(self, step: int, empty: Callable[..., Tensor] = torch.empty) -> tuple[Batch, Sequence[Replacement]]:
         """Read, decode and cut the samples of a step; also return which were replaced.
+
+        Args:
+            step: of the stream.
+            empty: see `make_batch`.
 
         Raises:
             UserError: a shard is missing, has changed, or may not be read.
@@ -198,7 +209,7 @@ class BatchMaker:
         read = self.stream.read(step, self._decode)
         visits = [visit_of(self._config, slot, key) for slot, (key, _) in zip(read.slots, read.items, strict=True)]
         tiles = [tile for _, tile in read.items]
-        return make_batch(self._config, tiles, visits, len(self._places[0])), read.replaced
+        return make_batch(self._config, tiles, visits, len(self._places[0]), empty), read.replaced
 
     def _decode(self, sample: Sample, dataset: int) -> tuple[str, Tile]:
         """Return key and bands to train on, laid out to be resized.

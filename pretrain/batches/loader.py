@@ -6,7 +6,7 @@ Signals that reach all processes, Ctrl-C's and a cluster's SIGTERM, are for the 
 batches until it has saved.
 
 Cost: a second or two before the first batch; in each process the memory of a few batches and of the order of samples,
-while tables of places are shared (`shards.rows`). A batch comes over in shared memory.
+while tables of places are shared (`shards.rows`). Batches come over in shared memory, see `pretrain.batches.parcels`.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -23,9 +23,12 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pretrain.batches.batch import Batch, BatchMaker
+from pretrain.batches.parcels import Packer, Parcel, forget
 from pretrain.batches.server import STOPS, fork_server
 from shards import storage
 from shards.dataset import CorruptSampleError
@@ -75,19 +78,27 @@ def count_requests() -> Counter[str]:
 
 
 class _Steps:
-    """Map-style dataset whose items are the deliveries of steps."""
+    """Map-style dataset whose items are the deliveries of steps; in a worker, parcels with them."""
 
     def __init__(self, maker: BatchMaker) -> None:
         self._maker = maker
         self._counted = count_requests()
+        self._packer: Packer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that is just being started has asked for nothing.
-        return {"_maker": self._maker, "_counted": Counter()}
+        return {"_maker": self._maker, "_counted": Counter(), "_packer": Packer()}
 
-    def __getitem__(self, step: int) -> Delivery | Exception:
+    def __getitem__(self, step: int) -> Delivery | Parcel | Exception:
+        if self._packer is None:
+            return self._make(step, torch.empty)
+        self._packer.begin()
+        made = self._make(step, self._packer.empty)
+        return self._packer.pack(made) if isinstance(made, Delivery) else made
+
+    def _make(self, step: int, empty: Callable[..., Tensor]) -> Delivery | Exception:
         try:
-            batch, replaced = self._maker.make(step)
+            batch, replaced = self._maker.make(step, empty)
         except (UserError, CorruptSampleError, storage.StorageError) as error:
             # As a value: torch would raise another one, with a traceback for its text. Defects may have theirs.
             return error
@@ -116,7 +127,7 @@ def deliver(
         WorkerKilledError: a worker was killed.
     """
     others = multiprocessing.active_children()
-    loader: DataLoader[Delivery | Exception] = DataLoader(
+    loader: DataLoader[Delivery | Parcel | Exception] = DataLoader(
         _Steps(maker),  # type: ignore[arg-type]  # torch wants its own base class, needs only __getitem__
         sampler=range(num_steps),
         batch_size=None,
@@ -127,7 +138,7 @@ def deliver(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
-    deliveries: Iterator[Delivery | Exception] | None = None
+    deliveries: Iterator[Delivery | Parcel | Exception] | None = None
     processes: list[BaseProcess] = []
     try:
         # A signal between two processes that begin would leave torch with half an iterator.
@@ -141,6 +152,7 @@ def deliver(
         for process in processes:
             process.kill()
             process.join()
+        forget([process.pid for process in processes])
 
 
 @contextmanager
@@ -169,7 +181,7 @@ def _stops_deferred() -> Iterator[None]:
 
 
 def _delivered(
-    deliveries: Iterator[Delivery | Exception], stream: Stream, processes: Sequence[BaseProcess]
+    deliveries: Iterator[Delivery | Parcel | Exception], stream: Stream, processes: Sequence[BaseProcess]
 ) -> Generator[Delivery, None, None]:
     """Yield deliveries, raise what was sent as a value, and clear away what is behind the stream."""
     step = 0
@@ -181,6 +193,8 @@ def _delivered(
             if not processes or not wait([process.sentinel for process in processes], _KNOWN_LATER_S):
                 raise
             raise WorkerKilledError(_killed(len(processes))) from error
+        if isinstance(delivery, Parcel):
+            delivery = delivery.open()
         if isinstance(delivery, Exception):
             raise delivery
         if delivery is None:

@@ -9,7 +9,7 @@ view, G groups of Q bands.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,6 +150,7 @@ def cut_views(
     size: str,
     num_views: int,
     shape: tuple[int, int, int],
+    empty: Callable[..., Tensor] = torch.empty,
 ) -> Tensor:
     """Draw and cut all views of one size of several samples: [N, C, S, S], uint8 or float32 as the tiles.
 
@@ -160,9 +161,10 @@ def cut_views(
         size: "global" or "local".
         num_views: of this size.
         shape: (C, S, S) of a view.
+        empty: gives the memory, as torch.empty does.
     """
     dtype = torch.uint8 if tiles[0].dtype == np.uint8 else torch.float32
-    crops_VBCSS = torch.empty(num_views, len(tiles), *shape, dtype=dtype)
+    crops_VBCSS = empty((num_views, len(tiles), *shape), dtype=dtype)
     for image, (tile_GHWQ, visit) in enumerate(zip(tiles, visits, strict=True)):
         height, width = tile_GHWQ.shape[1:3]
         for view, crop in enumerate(draw_crops(views, height, width, visit, size, num_views)):

@@ -102,14 +102,14 @@ def _upload(folder: Path, url: str) -> None:
 def local(url: str, workers: int) -> Iterator[object]:
     """Yield decoded batches of a local dataset."""
     stream = Stream([open_dataset(url)], _SETTINGS, global_batch=BATCH)
-    return peers.load(peers.StreamSteps(stream, peers.decode_jpeg), workers)
+    return peers.load_stream(stream, peers.decode_jpeg, workers)
 
 
 def bucket(url: str, cache: str, workers: int) -> Iterator[object]:
     """Yield decoded batches of a dataset in a bucket, through a cache that is made in a folder."""
     stream = Stream([open_dataset(url)], _SETTINGS, global_batch=BATCH)
     with cached(stream, Path(cache), _CACHE_BYTES, queued_steps=STEPS_PER_WORKER * workers):
-        batches = peers.load(peers.StreamSteps(stream, peers.decode_jpeg), workers)
+        batches = peers.load_stream(stream, peers.decode_jpeg, workers)
         for step, batch in enumerate(batches, 1):
             yield batch
             stream.move_on(step)

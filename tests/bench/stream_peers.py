@@ -3,13 +3,13 @@
 The decoder is the same for all (`shards.images.decode_image`), but MosaicML comes twice: with a column of JPEGs, which
 it decodes itself (by Pillow), as its documentation has it for images; and with a column of bytes and our decoder. 64
 images become one uint8 tensor, in workers in memory that processes share: the peers' and the bare loop's by torch's
-default_collate; the stream decodes each to its place (`Stream.read_images`). Without decoding a batch is a list of the
+default_collate; the stream decodes each to its place (`Stream.read_images`), in workers in the memory of a parcel, as
+`pretrain.batches.loader` has it. Without decoding a batch is a list of the
 encoded images. Worker processes are torch's.
 """
 
 import fcntl
 import itertools
-import math
 import multiprocessing
 import os
 import warnings
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
+from pretrain.batches.parcels import Packer, Parcel
 from shards import storage
 from shards.dataset import Dataset, Sample, open_dataset
 from shards.images import decode_image
@@ -54,29 +55,32 @@ def collate(images: Sequence[Any]) -> Any:
 
 def ours(folder: str, decode: Decode, workers: int) -> Iterator[object]:
     """Yield batches of the stream."""
-    return load(StreamSteps(Stream([open_dataset(folder)], SETTINGS, global_batch=BATCH), decode), workers)
+    return load_stream(Stream([open_dataset(folder)], SETTINGS, global_batch=BATCH), decode, workers)
+
+
+def load_stream(stream: Stream, decode: Decode, workers: int) -> Iterator[object]:
+    """Yield the batches of a stream's steps."""
+    batches = load(StreamSteps(stream, decode), workers)
+    return (batch.open() if isinstance(batch, Parcel) else batch for batch in batches)
 
 
 class StreamSteps:
     """Map-style: the batch of each step of a stream."""
 
     def __init__(self, stream: Stream, decode: Decode) -> None:
-        self._stream, self._decode = stream, decode
+        self._stream, self._decode, self._packer = stream, decode, Packer()
 
     def __getitem__(self, step: int) -> Any:
         if self._decode is not decode_jpeg:
             return self._stream.read(step, self._decode_sample).items
-        made: list[torch.Tensor] = []
+        if get_worker_info() is None:
+            return torch.from_numpy(self._stream.read_images(step)[0])
+        self._packer.begin()
+        images, _ = self._stream.read_images(step, self._allocate)
+        return self._packer.pack(torch.from_numpy(images))
 
-        def allocate(shape: tuple[int, ...], _: np.dtype[Any]) -> Any:
-            made.append(torch.empty(0, dtype=torch.uint8))
-            if get_worker_info() is not None:  # as default_collate has it
-                made[0].set_(torch.UntypedStorage._new_shared(math.prod(shape)))  # type: ignore[call-overload]
-            made[0].resize_(shape)
-            return made[0].numpy()
-
-        self._stream.read_images(step, allocate)
-        return made[0]
+    def _allocate(self, shape: tuple[int, ...], _: np.dtype[Any]) -> Any:
+        return self._packer.empty(shape, dtype=torch.uint8).numpy()
 
     def _decode_sample(self, sample: Sample, _: int) -> Any:
         return self._decode(sample.image)

@@ -146,9 +146,9 @@ def _in_a_store(dataset: Dataset) -> Iterator[None]:
 
 
 def _batches(stream: Stream, workers: int) -> Iterator[object]:
-    from tests.bench.stream_peers import StreamSteps, load
+    from tests.bench.stream_peers import load_stream
 
-    return load(StreamSteps(stream, bytes), workers)  # a view could not be sent to another process
+    return load_stream(stream, bytes, workers)  # a view could not be sent to another process
 
 
 def _size(sample: Sample, _: int) -> int:

@@ -19,6 +19,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from pretrain.batches import parcels
 from pretrain.batches.batch import BatchMaker
 from pretrain.batches.loader import COUNTS, WorkerKilledError, _told_unless_left, deliver
 from pretrain.batches.sources import open_sources
@@ -152,6 +153,24 @@ def test_each_kind_of_retry_reaches_a_row_of_metrics(tiny, faulty_store, tmp_pat
     assert row["bad_samples"] == 0
 
 
+def test_batches_of_workers_may_be_kept_and_their_memory_is_used_again(tiny, by_number):
+    maker = make_maker(tiny)
+
+    def digest(step, delivery):
+        return by_number(maker.stream.slots(step), delivery.batch)
+
+    with closing(deliver(maker, num_steps=24)) as deliveries:
+        wanted = list(map(digest, range(24), deliveries))
+    with closing(deliver(maker, num_steps=24, workers=1)) as deliveries:
+        found = [digest(step, delivery) for step, delivery in zip(range(12), deliveries, strict=False)]
+        # Two under way, two here.
+        assert 1 <= len(parcels._known) <= 4
+        kept = [next(deliveries) for _ in range(12)]
+        assert len(parcels._known) >= len(kept)
+    assert not parcels._known
+    assert found + list(map(digest, range(12, 24), kept)) == wanted
+
+
 def test_the_seed_decides(variant, by_number):
     assert digests(variant(seed=1), by_number, num_steps=1) != digests(variant(), by_number, num_steps=1)
 
@@ -224,10 +243,10 @@ def test_workers_share_the_tables(tiny, monkeypatch):
 
 
 class Odd(BatchMaker):
-    def make(self, step):  # noqa: D102
+    def make(self, step, *args):  # noqa: D102
         if step == 1:
             raise IndexError("a defect of ours")
-        return super().make(step)
+        return super().make(step, *args)
 
 
 def test_a_defect_in_a_worker_keeps_its_traceback(tiny):
