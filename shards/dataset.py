@@ -160,11 +160,12 @@ class Dataset:
         return data
 
     def _read_bytes(self, row: int, place: Place) -> bytes:
-        shard = self.shards[place.shard]
+        number, offset, size, _ = place
+        shard = self.shards[number]
         try:
             if shard.local:
-                return self._files.pread(shard.url, place.offset, place.size)
-            return storage.read_range(shard.url, place.offset, place.size)
+                return os.pread(self._files.opened(shard.url).fileno(), size, offset)
+            return storage.read_range(shard.url, offset, size)
         except FileNotFoundError as error:
             raise self.missing(row, [place]) from error
         except Exception as error:
@@ -280,24 +281,17 @@ def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: 
         ValueError: the bytes are no tar members, or have no image.
     """
     for prefix, data in zip(series, pieces, strict=True):
-        # As a rule the image comes first: it is found in half the time.
+        # As a rule the image comes first, and is found in a third of the time.
         first = tar.first_file(data)
-        found = first and _image(first, data, prefix, image_members)
-        if not found:
-            others = (_image(member, data, prefix, image_members) for member in tar.members(data, checked=True))
-            found = next(filter(None, others), None)
-        if found:
-            return Sample(*found, pieces, series)
+        if first and _in_series(first[1], prefix) in image_members:
+            key, extension, end = first
+            return Sample(key, extension.rpartition(".")[2], memoryview(data)[tar.BLOCK : end], pieces, series)
+        for name, offset, size in tar.members(data, checked=True):
+            key, extension = tar.key_and_extension(name)
+            if _in_series(extension, prefix) in image_members:
+                content = memoryview(data)[offset : offset + size]
+                return Sample(key, extension.rpartition(".")[2], content, pieces, series)
     raise ValueError(f"no member is an image ({', '.join(sorted(image_members))})")
-
-
-def _image(member: tar.Member, data: bytes, series: str, image_members: Set[str]) -> tuple[str, str, memoryview] | None:
-    """Return key, extension and content of a member if it is an image."""
-    key, extension = tar.key_and_extension(member.name)
-    if _in_series(extension, series) not in image_members:
-        return None
-    content = memoryview(data)[member.offset : member.offset + member.size]
-    return key, extension.rpartition(".")[2], content
 
 
 def _in_series(extension: str, series: str) -> str:
@@ -324,14 +318,10 @@ class _LocalFiles:
 
     def __init__(self) -> None:
         # Dropping the last reference closes a file: after any read that another thread has under way.
-        self._opened = lru_cache(_MAX_OPEN_FILES)(_open)
+        self.opened = lru_cache(_MAX_OPEN_FILES)(_open)
 
     def __reduce__(self) -> tuple[type["_LocalFiles"], tuple[()]]:
         return _LocalFiles, ()
-
-    def pread(self, url: str, offset: int, size: int) -> bytes:
-        file = self._opened(url)
-        return os.pread(file.fileno(), size, offset)
 
 
 def _open(url: str) -> FileIO:

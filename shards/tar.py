@@ -8,6 +8,7 @@ UTF-8. Cost: 2 to 3 µs per member of a buffer.
 """
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,10 @@ _MAX_SIZE = 8**11 - 1
 _ZEROS = bytes(BLOCK)
 _BLANK_CHECKSUM = 8 * ord(" ")  # the checksum counts as blanks while it is computed
 _ADLER_MODULUS = 65521
-_PLAIN_HEADER = struct.Struct("100s24x12s20xs188xs")  # name, size, kind, first byte of the name's prefix
+# Size, kind and an empty prefix of the name at their places, see _HEADER; key and extension, which a zero ends.
+_PLAIN_HEADER = re.compile(
+    rb"(?=.{124}([0-7]{11})[\0 ].{20}[07\0].{188}\0)((?:[^\0]*/)?[^\0/.]+)\.([^\0/]*)\0", re.DOTALL
+)
 _HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")  # name, size, checksum, kind, magic, prefix of the name
 
 
@@ -148,18 +152,22 @@ def members(data: bytes | memoryview, *, checked: bool = False) -> Iterator[Memb
         raise ValueError("the end comes after an extension header")
 
 
-def first_file(data: bytes | memoryview) -> Member | None:
-    """Return the first entry of bytes that are known to be those of a table, if it is a plain file.
+def first_file(data: bytes | memoryview) -> tuple[str, str, int] | None:
+    """Return key, extension (see `key_and_extension`) and end of the content of the first entry, if it is a plain file.
 
     None where it takes more to say so (`members`): another kind, a long name, an extension header, a large size.
+
+    Args:
+        data: known to be those of a table; the content begins with the second block.
     """
-    name, size_field, kind, prefix = _PLAIN_HEADER.unpack_from(data)
-    if kind not in REGULAR or prefix != b"\0" or size_field[11] not in b"\0 ":
+    found = _PLAIN_HEADER.match(data)
+    if found is None or found.end() > _MAX_NAME:
         return None
+    size, key, extension = found.groups()
+    end = BLOCK + int(size, 8)
     try:
-        size = int(size_field[:11], 8)
-        return Member(name.partition(b"\0")[0].decode(), BLOCK, size) if 0 <= size <= len(data) - BLOCK else None
-    except ValueError:
+        return (key.decode(), extension.decode().lower(), end) if end <= len(data) else None
+    except UnicodeDecodeError:
         return None
 
 
