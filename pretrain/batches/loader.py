@@ -1,5 +1,8 @@
 """The loader: processes that make the batches of the steps to come, a torch DataLoader.
 
+Batches are those that PerA is trained on (`pretrain.batches.batch`), whole images (`pretrain.batches.images`), or what
+else a maker makes.
+
 Batches arrive in order and are the same for any number of processes; with none they are made where they are needed.
 An error in a process is raised here as it was there, and whatever ends the training process ends the others too.
 Signals that reach all processes, Ctrl-C's and a cluster's SIGTERM, are for the training process alone: it may need
@@ -21,13 +24,12 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pretrain.batches.batch import Batch, BatchMaker
 from pretrain.batches.parcels import Packer, Parcel, forget
 from pretrain.batches.server import STOPS, fork_server
 from shards import storage
@@ -45,22 +47,52 @@ how many were made again."""
 _KNOWN_LATER_S = 2.0
 
 
+class Pinnable(Protocol):
+    """A batch."""
+
+    def pin_memory(self) -> Self:
+        """Return a copy in memory that can be sent to an accelerator while it computes."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Pinnable)
+BatchT_co = TypeVar("BatchT_co", bound=Pinnable, covariant=True)
+
+
+class Maker(Protocol[BatchT_co]):
+    """Makes batches; may be pickled, and so may they."""
+
+    @property
+    def stream(self) -> Stream:
+        """What they are made of."""
+        ...
+
+    def make(self, step: int, empty: Callable[..., Tensor]) -> tuple[BatchT_co, Sequence[Replacement]]:
+        """Return the batch of a step, and which samples of it were replaced.
+
+        Args:
+            step: of the stream.
+            empty: gives memory for tensors of the batch as torch.empty does: where it need not be copied.
+        """
+        ...
+
+
 class WorkerKilledError(RuntimeError):
     """A process of the loader is gone without an error of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class Delivery(Generic[BatchT]):
     """A step's batch, and what came up while it was made."""
 
-    batch: Batch
+    batch: BatchT
     replaced: Sequence[Replacement]
     """Bad samples of this step, and what was taken instead."""
     counts: Counter[str]
     """Since the last delivery of the process that made it, and what was fetched ahead for all; see COUNTS."""
 
-    def pin_memory(self) -> "Delivery":
-        """See ViewBatch.pin_memory; torch calls it."""
+    def pin_memory(self) -> "Delivery[BatchT]":
+        """See Pinnable; torch calls it."""
         return replace(self, batch=self.batch.pin_memory())
 
 
@@ -77,10 +109,10 @@ def count_requests() -> Counter[str]:
     )
 
 
-class _Steps:
+class _Steps(Generic[BatchT]):
     """Map-style dataset whose items are the deliveries of steps; in a worker, parcels with them."""
 
-    def __init__(self, maker: BatchMaker) -> None:
+    def __init__(self, maker: Maker[BatchT]) -> None:
         self._maker = maker
         self._counted = count_requests()
         self._packer: Packer | None = None
@@ -89,14 +121,14 @@ class _Steps:
         # A process that is just being started has asked for nothing.
         return {"_maker": self._maker, "_counted": Counter(), "_packer": Packer()}
 
-    def __getitem__(self, step: int) -> Delivery | Parcel | Exception:
+    def __getitem__(self, step: int) -> Delivery[BatchT] | Parcel | Exception:
         if self._packer is None:
             return self._make(step, torch.empty)
         self._packer.begin()
         made = self._make(step, self._packer.empty)
         return self._packer.pack(made) if isinstance(made, Delivery) else made
 
-    def _make(self, step: int, empty: Callable[..., Tensor]) -> Delivery | Exception:
+    def _make(self, step: int, empty: Callable[..., Tensor]) -> Delivery[BatchT] | Exception:
         try:
             batch, replaced = self._maker.make(step, empty)
         except (UserError, CorruptSampleError, storage.StorageError) as error:
@@ -110,12 +142,12 @@ class _Steps:
 
 
 def deliver(
-    maker: BatchMaker, *, num_steps: int, workers: int = 0, pin_memory: bool = False
-) -> Generator[Delivery, None, None]:
+    maker: Maker[BatchT], *, num_steps: int, workers: int = 0, pin_memory: bool = False
+) -> Generator[Delivery[BatchT], None, None]:
     """Yield the first steps of the maker's stream, in order. Close it to end the workers.
 
     Args:
-        maker: of batches.
+        maker: of the batches.
         num_steps: batches to yield.
         workers: processes; 0 makes the batches here.
         pin_memory: for an accelerator.
@@ -127,7 +159,7 @@ def deliver(
         WorkerKilledError: a worker was killed.
     """
     others = multiprocessing.active_children()
-    loader: DataLoader[Delivery | Parcel | Exception] = DataLoader(
+    loader: DataLoader[Delivery[BatchT] | Parcel | Exception] = DataLoader(
         _Steps(maker),  # type: ignore[arg-type]  # torch wants its own base class, needs only __getitem__
         sampler=range(num_steps),
         batch_size=None,
@@ -138,7 +170,7 @@ def deliver(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
-    deliveries: Iterator[Delivery | Parcel | Exception] | None = None
+    deliveries: Iterator[Delivery[BatchT] | Parcel | Exception] | None = None
     processes: list[BaseProcess] = []
     try:
         # A signal between two processes that begin would leave torch with half an iterator.
@@ -181,8 +213,8 @@ def _stops_deferred() -> Iterator[None]:
 
 
 def _delivered(
-    deliveries: Iterator[Delivery | Parcel | Exception], stream: Stream, processes: Sequence[BaseProcess]
-) -> Generator[Delivery, None, None]:
+    deliveries: Iterator[Delivery[BatchT] | Parcel | Exception], stream: Stream, processes: Sequence[BaseProcess]
+) -> Generator[Delivery[BatchT], None, None]:
     """Yield deliveries, raise what was sent as a value, and clear away what is behind the stream."""
     step = 0
     while True:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pretrain.batches.batch import Batch
 from pretrain.batches.loader import COUNTS, Delivery
 from shards.streaming.stream import Replacement
 
@@ -41,7 +42,7 @@ class Gauge:
         self._device = device
         self._stretch, self._since_s = Stretch(), time.monotonic()
 
-    def watch(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
+    def watch(self, deliveries: Iterator[Delivery[Batch]]) -> Iterator[Delivery[Batch]]:
         """Yield deliveries as they come."""
         while True:
             begin_s = time.monotonic()

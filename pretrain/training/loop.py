@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pretrain.batches.batch import BatchMaker
+from pretrain.batches.batch import Batch, BatchMaker
 from pretrain.batches.colour import Colour
 from pretrain.batches.loader import STEPS_PER_WORKER, Delivery, deliver
 from pretrain.batches.sources import Sources, begin_stream, continued_stream, make_colour, open_sources
@@ -221,8 +221,8 @@ def _run(trainer: Trainer, maker: BatchMaker, position: Position, opened: _Opene
 
 
 def _watched(
-    gauge: Gauge, deliveries: Iterator[Delivery], position: Position, scale: "Scale", writer: Writer | None
-) -> Iterator[Delivery]:
+    gauge: Gauge, deliveries: Iterator[Delivery[Batch]], position: Position, scale: "Scale", writer: Writer | None
+) -> Iterator[Delivery[Batch]]:
     """Yield deliveries from a position on; where a fault ends them, tell it as the last row of metrics."""
     step = position.step
     try:
@@ -239,7 +239,7 @@ def _watched(
         raise
 
 
-def _remaining(trainer: Trainer, maker: BatchMaker, position: Position) -> Generator[Delivery, None, None]:
+def _remaining(trainer: Trainer, maker: BatchMaker, position: Position) -> Generator[Delivery[Batch], None, None]:
     """Return the deliveries from a position, where the maker's stream begins, to where the run stops."""
     return deliver(
         maker,

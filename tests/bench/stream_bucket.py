@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from pretrain.batches.images import ImageMaker
 from shards import storage
 from shards.dataset import Dataset, open_dataset
 from shards.streaming.ahead import cached
@@ -109,10 +110,7 @@ def bucket(url: str, cache: str, workers: int) -> Iterator[object]:
     """Yield decoded batches of a dataset in a bucket, through a cache that is made in a folder."""
     stream = Stream([open_dataset(url)], _SETTINGS, global_batch=BATCH)
     with cached(stream, Path(cache), _CACHE_BYTES, queued_steps=STEPS_PER_WORKER * workers):
-        batches = peers.load_stream(stream, peers.decode_jpeg, workers)
-        for step, batch in enumerate(batches, 1):
-            yield batch
-            stream.move_on(step)
+        yield from peers.load_stream(stream, peers.decode_jpeg, workers)
 
 
 def local_beside_transfer(folder: str, url: str, workers: int) -> Iterator[object]:
@@ -196,12 +194,12 @@ def _epoch(url: str, cache: str) -> dict[str, float]:
     storage.traffic.clear()
     stream = Stream([dataset], _SETTINGS, global_batch=BATCH)
     with cached(stream, Path(cache), _CACHE_BYTES):
-        steps = peers.StreamSteps(stream, peers.decode_jpeg)
-        steps[0]
+        maker = ImageMaker(stream)
+        maker.make(0)
         first = time.perf_counter()
         num_steps = dataset.num_samples // BATCH
         for step in range(1, num_steps):
-            steps[step]
+            maker.make(step)
             stream.move_on(step)
         wall_s, cpu_s = time.perf_counter() - opened, own_cpu_seconds() - cpu
         cpu_s += sum(cpu_seconds(process.pid or 0) for process in active_children())

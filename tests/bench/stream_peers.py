@@ -3,8 +3,7 @@
 The decoder is the same for all (`shards.images.decode_image`), but MosaicML comes twice: with a column of JPEGs, which
 it decodes itself (by Pillow), as its documentation has it for images; and with a column of bytes and our decoder. 64
 images become one uint8 tensor, in workers in memory that processes share: the peers' and the bare loop's by torch's
-default_collate; the stream decodes each to its place (`Stream.read_images`), in workers in the memory of a parcel, as
-`pretrain.batches.loader` has it. Without decoding a batch is a list of the
+default_collate; the stream's come from the loader of pretrain. Without decoding a batch is a list of the
 encoded images. Worker processes are torch's.
 """
 
@@ -19,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader, default_collate
 
-from pretrain.batches.parcels import Packer, Parcel
+from pretrain.batches.images import ImageMaker
+from pretrain.batches.loader import deliver
 from shards import storage
 from shards.dataset import Dataset, Sample, open_dataset
 from shards.images import decode_image
@@ -59,28 +59,20 @@ def ours(folder: str, decode: Decode, workers: int) -> Iterator[object]:
 
 
 def load_stream(stream: Stream, decode: Decode, workers: int) -> Iterator[object]:
-    """Yield the batches of a stream's steps."""
-    batches = load(StreamSteps(stream, decode), workers)
-    return (batch.open() if isinstance(batch, Parcel) else batch for batch in batches)
+    """Yield the batches of a stream's steps: images by the loader of pretrain, what is not decoded as it is read."""
+    if decode is not decode_jpeg:
+        return load(_EncodedSteps(stream, decode), workers)
+    return (delivery.batch.pixels_BHWC for delivery in deliver(ImageMaker(stream), num_steps=10**9, workers=workers))
 
 
-class StreamSteps:
-    """Map-style: the batch of each step of a stream."""
+class _EncodedSteps:
+    """Map-style: the samples of each step of a stream."""
 
     def __init__(self, stream: Stream, decode: Decode) -> None:
-        self._stream, self._decode, self._packer = stream, decode, Packer()
+        self._stream, self._decode = stream, decode
 
     def __getitem__(self, step: int) -> Any:
-        if self._decode is not decode_jpeg:
-            return self._stream.read(step, self._decode_sample).items
-        if get_worker_info() is None:
-            return torch.from_numpy(self._stream.read_images(step)[0])
-        self._packer.begin()
-        images, _ = self._stream.read_images(step, self._allocate)
-        return self._packer.pack(torch.from_numpy(images))
-
-    def _allocate(self, shape: tuple[int, ...], _: np.dtype[Any]) -> Any:
-        return self._packer.empty(shape, dtype=torch.uint8).numpy()
+        return self._stream.read(step, self._decode_sample).items
 
     def _decode_sample(self, sample: Sample, _: int) -> Any:
         return self._decode(sample.image)

@@ -17,17 +17,20 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from pretrain.batches import parcels
 from pretrain.batches.batch import BatchMaker
+from pretrain.batches.images import ImageMaker
 from pretrain.batches.loader import COUNTS, WorkerKilledError, _told_unless_left, deliver
 from pretrain.batches.sources import open_sources
 from pretrain.config import MixConfig
 from pretrain.runs.metrics import read_rows
 from pretrain.training.loop import train
-from shards.dataset import CorruptSampleError
+from shards.dataset import CorruptSampleError, open_dataset
 from shards.errors import UserError
+from shards.images import decode_image
 from shards.storage.reading import count_traffic
 from shards.streaming import ahead
 from shards.streaming.cache import BlockCache
@@ -169,6 +172,26 @@ def test_batches_of_workers_may_be_kept_and_their_memory_is_used_again(tiny, by_
         assert len(parcels._known) >= len(kept)
     assert not parcels._known
     assert found + list(map(digest, range(12, 24), kept)) == wanted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [{}, {"dtype": "uint16", "encoding": "npy"}])
+def test_whole_images_for_other_trainers(tmp_path, write_dataset, workers, kind):
+    url = write_dataset(str(tmp_path / "data"), **kind)
+    damage(url, 1)
+    dataset = open_dataset(url)
+    settings = OrderSettings(seed=3, lanes=8, block_bytes=2**13, window=2)
+    stream = Stream([dataset], settings, global_batch=BATCH, rank=1, world=2, on_bad="replace")
+    with closing(deliver(ImageMaker(stream), num_steps=6, workers=workers)) as deliveries:
+        found = list(deliveries)
+    assert sum(len(each.replaced) for each in found) >= 1
+    for step, delivery in enumerate(found):
+        images = delivery.batch
+        assert [slot.number for slot in images.slots] == [slot.number for slot in stream.slots(step)]
+        samples = [dataset.read(slot.row) for slot in images.slots]
+        assert [sample.key for sample in samples] == images.keys
+        for pixels, sample in zip(images.pixels_BHWC.numpy(), samples, strict=True):
+            np.testing.assert_array_equal(pixels, decode_image(sample.ext, sample.image))
 
 
 def test_the_seed_decides(variant, by_number):

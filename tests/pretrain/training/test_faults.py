@@ -30,12 +30,12 @@ def test_a_store_that_fails_is_counted_in_the_last_row_until_the_run_goes_on(tin
     whole = train(replace(config, run=str(tmp_path / "whole")))
     make = BatchMaker.make
 
-    def failing(self, number):
+    def failing(self, number, *args):
         if number == step:
             raise StorageError("s3://b: 503", "throttled")
         if number == 2:
             count_retry("throttled")
-        return make(self, number)
+        return make(self, number, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchMaker, "make", failing)
@@ -52,7 +52,7 @@ def test_a_store_that_fails_is_counted_in_the_last_row_until_the_run_goes_on(tin
 
 
 def test_the_first_step_has_no_row_before_it(tiny, monkeypatch):
-    def failing(self, number):
+    def failing(self, number, *args):
         raise StorageError("s3://b: 503", "throttled")
 
     monkeypatch.setattr(BatchMaker, "make", failing)

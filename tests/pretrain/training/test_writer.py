@@ -29,10 +29,10 @@ def test_metrics_are_written_beside_training_until_its_end(tiny, monkeypatch):
 def test_metrics_that_cannot_be_written_hide_no_other_error(variant, monkeypatch, capsys):
     make = BatchMaker.make
 
-    def failing(self, number):
+    def failing(self, number, *args):
         if number == 3:
             raise StorageError("s3://b: 503", "throttled")
-        return make(self, number)
+        return make(self, number, *args)
 
     def full(self):
         raise OSError(errno.ENOSPC, "No space left on device")

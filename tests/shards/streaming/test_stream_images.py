@@ -90,10 +90,13 @@ def test_images_that_differ_in_form_are_refused_by_name(tmp_path, write_dataset,
 
 def test_the_readme_shows_how(url):
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if "open_stream" in block)
+    code, in_workers = (block for block in blocks if "open_stream" in block or "deliver" in block)
     names = {"URL": url}
     exec(code.replace("state_at(stream, 10).to_json()", "state = state_at(stream, 10).to_json()"), names)
     assert names["images"].shape == (128, 32, 32, 3)
     assert json.loads(names["samples"].items[0].metadata)
     assert len(json.dumps(names["state"])) < 1024
     assert StreamState.from_json(names["state"]).consumed == 10 * 1024
+    exec(in_workers, names)
+    np.testing.assert_array_equal(names["delivery"].batch.pixels_BHWC, names["images"])
+    assert names["delivery"].batch.keys == [sample.key for sample in names["samples"].items]
