@@ -23,7 +23,7 @@ class Images:
     keys: Sequence[str]
     """Of the samples."""
     slots: Sequence[Slot]
-    """Their places in the stream: dataset, epoch, row of the samples table; after a replacement the row that is here."""
+    """Their places in the stream: dataset, epoch, row of the samples table; of what was replaced, the new row."""
 
     def pin_memory(self) -> "Images":
         """Return a copy that can be sent to an accelerator while it computes."""
