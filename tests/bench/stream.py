@@ -1,11 +1,12 @@
-"""The exact stream against its floor and its peers: `python -m tests.bench.stream [local] [bucket] [rows] [shuffle]`.
+"""The exact stream against its floor and its peers: `python -m tests.bench.stream [PART …]`.
 
-All parts by default, 15 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
+All parts by default, 25 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
 
 - local: images/s from the page cache with 0 and 2 worker processes, and encoded ones with none, for chips of 64² and
   images of 400² and 512². The floor is the bare loop: a positioned read of each image in the same order, and the same
   decoder. Peers: webdataset on the very same tars, MosaicML Streaming (with its own decoder, and with ours) and litData
   on the same images in their own formats.
+- loader: the batches that PerA is trained on, by worker processes, against torch's own way of handing them over.
 - bucket: the stream from a bucket 30 ms away against the same from the local disk, and against that while another
   process fetches as many bytes; bytes, requests, first batch.
 - rows: opening, first step, resuming and memory at 1 and 50 million rows, with 0 and 2 workers.
@@ -19,7 +20,7 @@ time. Nothing fails for its speed.
 import sys
 from importlib import import_module
 
-PARTS = ("local", "bucket", "rows", "shuffle")
+PARTS = ("local", "loader", "bucket", "rows", "shuffle")
 
 
 def main() -> None:
