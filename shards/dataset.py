@@ -164,7 +164,8 @@ class Dataset:
         shard = self.shards[number]
         try:
             if shard.local:
-                return os.pread(self._files.opened(shard.url).fileno(), size, offset)
+                file = self._files.opened(shard.url)  # held by its name until it is read
+                return os.pread(file.fileno(), size, offset)
             return storage.read_range(shard.url, offset, size)
         except FileNotFoundError as error:
             raise self.missing(row, [place]) from error

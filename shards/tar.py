@@ -155,7 +155,8 @@ def members(data: bytes | memoryview, *, checked: bool = False) -> Iterator[Memb
 def first_file(data: bytes | memoryview) -> tuple[str, str, int] | None:
     """Return key, extension (see `key_and_extension`) and end of the content of the first entry, if it is a plain file.
 
-    None where it takes more to say so (`members`): another kind, a long name, an extension header, a large size.
+    None where it takes more to say so (`members`): another kind, a long name, an extension header, a large size or one
+    not in 11 digits, a name without key or extension.
 
     Args:
         data: known to be those of a table; the content begins with the second block.

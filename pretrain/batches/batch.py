@@ -5,7 +5,7 @@ A batch is a pure function of (seed, datasets, step of the stream, rank): it doe
 Shape legend: N = views · images in view-major order, C bands, P patches of a set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pretrain.batches.colour import Colour
 from pretrain.batches.masks import Visit, draw_patch_sets
+from pretrain.batches.parcels import Empty
 from pretrain.batches.views import ColourDraws, Tile, cut_views, draw_colours, group_bands
 from pretrain.config import Config
 from pretrain.model.inputs import ViewPatches
@@ -143,7 +144,7 @@ def make_batch(
     tiles: Sequence[Tile],
     visits: Sequence[Visit],
     num_bands: int,
-    empty: Callable[..., Tensor] = torch.empty,
+    empty: Empty = torch.empty,
 ) -> Batch:
     """Draw and cut the views of samples; what a sample gets is a function of its tile and its visit.
 
@@ -152,7 +153,7 @@ def make_batch(
         tiles: of the samples, one type for all.
         visits: of the samples.
         num_bands: of each tile.
-        empty: gives memory for the crops, as torch.empty does.
+        empty: gives memory for the crops.
     """
 
     def views(size: str, num_views: int, side_px: int) -> ViewBatch:
@@ -194,7 +195,7 @@ class BatchMaker:
         self._config = config
         self._places = [list(each) for each in places]
 
-    def make(self, step: int, empty: Callable[..., Tensor] = torch.empty) -> tuple[Batch, Sequence[Replacement]]:
+    def make(self, step: int, empty: Empty = torch.empty) -> tuple[Batch, Sequence[Replacement]]:
         """Read, decode and cut the samples of a step; also return which were replaced.
 
         Args:

@@ -3,7 +3,7 @@
 Shape legend: B samples of this rank, H height, W width, C bands.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.batches.parcels import Empty
 from shards.streaming.stream import Replacement, Slot, Stream
 
 
@@ -37,12 +38,12 @@ class ImageMaker:
         """Take the stream of a rank; may be pickled to workers."""
         self.stream = stream
 
-    def make(self, step: int, empty: Callable[..., Tensor] = torch.empty) -> tuple[Images, Sequence[Replacement]]:
+    def make(self, step: int, empty: Empty = torch.empty) -> tuple[Images, Sequence[Replacement]]:
         """Read and decode the samples of a step; also return which were replaced.
 
         Args:
             step: of the stream.
-            empty: gives the memory, as torch.empty does.
+            empty: gives the memory.
 
         Raises:
             As `Stream.read_images`.

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -27,10 +27,9 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pretrain.batches.parcels import Packer, Parcel, forget
+from pretrain.batches.parcels import Empty, Packer, Parcel, forget
 from pretrain.batches.server import STOPS, fork_server
 from shards import storage
 from shards.dataset import CorruptSampleError
@@ -67,12 +66,12 @@ class Maker(Protocol[BatchT_co]):
         """What they are made of."""
         ...
 
-    def make(self, step: int, empty: Callable[..., Tensor]) -> tuple[BatchT_co, Sequence[Replacement]]:
+    def make(self, step: int, empty: Empty) -> tuple[BatchT_co, Sequence[Replacement]]:
         """Return the batch of a step, and which samples of it were replaced.
 
         Args:
             step: of the stream.
-            empty: gives memory for tensors of the batch as torch.empty does: where it need not be copied.
+            empty: gives memory for tensors of the batch, where they need not be copied.
         """
         ...
 
@@ -122,18 +121,17 @@ class _Steps(Generic[BatchT]):
         return {"_maker": self._maker, "_counted": Counter(), "_packer": Packer()}
 
     def __getitem__(self, step: int) -> Delivery[BatchT] | Parcel | Exception:
-        if self._packer is None:
-            return self._make(step, torch.empty)
-        self._packer.begin()
-        made = self._make(step, self._packer.empty)
-        return self._packer.pack(made) if isinstance(made, Delivery) else made
-
-    def _make(self, step: int, empty: Callable[..., Tensor]) -> Delivery[BatchT] | Exception:
         try:
-            batch, replaced = self._maker.make(step, empty)
+            if self._packer is None:
+                return self._make(step, torch.empty)
+            self._packer.begin()
+            return self._packer.pack(self._make(step, self._packer.empty))
         except (UserError, CorruptSampleError, storage.StorageError) as error:
             # As a value: torch would raise another one, with a traceback for its text. Defects may have theirs.
             return error
+
+    def _make(self, step: int, empty: Empty) -> Delivery[BatchT]:
+        batch, replaced = self._maker.make(step, empty)
         return Delivery(batch=batch, replaced=replaced, counts=self._new_counts() + Counter(bad_samples=len(replaced)))
 
     def _new_counts(self) -> Counter[str]:
@@ -153,7 +151,7 @@ def deliver(
         pin_memory: for an accelerator.
 
     Raises:
-        UserError: a shard is missing, has changed, or may not be read.
+        UserError: a shard is missing, has changed, or may not be read; or a worker got no shared memory.
         CorruptSampleError: a sample is damaged or does not decode, and was not to be replaced.
         StorageError: the store kept failing.
         WorkerKilledError: a worker was killed.
@@ -238,6 +236,7 @@ def _delivered(
             # What the process that fetches ahead has told; without workers it comes with the next delivery.
             delivery = replace(delivery, counts=delivery.counts + (count_requests() - before))
         yield delivery
+        del delivery  # its memory is free for the next but one
 
 
 def _begin_worker(worker: int) -> None:

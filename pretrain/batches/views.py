@@ -9,7 +9,7 @@ view, G groups of Q bands.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretrain.batches.masks import Visit
+from pretrain.batches.parcels import Empty
 from pretrain.config import ColourConfig, ViewsConfig
 from shards.keyed import generator
 
@@ -150,7 +151,7 @@ def cut_views(
     size: str,
     num_views: int,
     shape: tuple[int, int, int],
-    empty: Callable[..., Tensor] = torch.empty,
+    empty: Empty = torch.empty,
 ) -> Tensor:
     """Draw and cut all views of one size of several samples: [N, C, S, S], uint8 or float32 as the tiles.
 
@@ -161,7 +162,7 @@ def cut_views(
         size: "global" or "local".
         num_views: of this size.
         shape: (C, S, S) of a view.
-        empty: gives the memory, as torch.empty does.
+        empty: gives the memory.
     """
     dtype = torch.uint8 if tiles[0].dtype == np.uint8 else torch.float32
     crops_VBCSS = empty((num_views, len(tiles), *shape), dtype=dtype)

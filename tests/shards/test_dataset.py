@@ -40,6 +40,18 @@ def test_reads_every_sample_by_index(dataset_url):
         assert decode_image(sample.ext, sample.image).shape == (32, 32, 3)
 
 
+def test_a_file_stays_open_while_it_is_read(dataset_url, monkeypatch):
+    dataset, pread = open_dataset(dataset_url), os.pread
+    before = dataset.read(3)
+
+    def slow(descriptor, size, offset):
+        dataset._files.opened.cache_clear()  # as another thread's reads of other shards would have it
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    assert dataset.read(3) == before
+
+
 def test_survives_pickling_with_open_files(dataset_url):
     dataset = open_dataset(dataset_url)
     before = dataset.read(3)

@@ -1,6 +1,7 @@
 import gc
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import signal
@@ -19,11 +20,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from pretrain.batches import parcels
 from pretrain.batches.batch import BatchMaker
 from pretrain.batches.images import ImageMaker
-from pretrain.batches.loader import COUNTS, WorkerKilledError, _told_unless_left, deliver
+from pretrain.batches.loader import COUNTS, WorkerKilledError, _Steps, _told_unless_left, deliver
 from pretrain.batches.sources import open_sources
 from pretrain.config import MixConfig
 from pretrain.runs.metrics import read_rows
@@ -192,6 +194,17 @@ def test_whole_images_for_other_trainers(tmp_path, write_dataset, workers, kind)
         assert [sample.key for sample in samples] == images.keys
         for pixels, sample in zip(images.pixels_BHWC.numpy(), samples, strict=True):
             np.testing.assert_array_equal(pixels, decode_image(sample.ext, sample.image))
+
+
+def test_no_shared_memory_is_told_by_the_training_process(tiny, monkeypatch):
+    def full(self):
+        raise RuntimeError("No space left on device (28)")
+
+    steps = pickle.loads(pickle.dumps(_Steps(make_maker(tiny))))  # as in a worker
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    told = steps[0]
+    assert isinstance(told, UserError)
+    assert "No space left" in str(told)
 
 
 def test_the_seed_decides(variant, by_number):

@@ -1,12 +1,24 @@
+import io
+import os
+import sys
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.batches import parcels
 from pretrain.batches.parcels import Packer
+from shards.errors import UserError
 
 DTYPES = (torch.uint8, torch.int64, torch.float32, torch.bool, torch.complex128)
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    parcels.forget([os.getpid()])
 
 
 def tensor_of(shape, dtype, number=0):
@@ -105,3 +117,73 @@ def test_ended_processes_are_forgotten_but_not_what_is_used():
     parcels.forget([parcel.slab[0]])
     assert not parcels._known
     assert torch.equal(opened, torch.ones(10))
+
+
+def test_each_tensor_is_for_itself():
+    packer = Packer()
+    packer.begin()
+    big, weight = torch.ones(10_000), torch.ones(4, requires_grad=True)
+    opened = packer.pack([big, torch.arange(4), torch.arange(4.0), big, weight]).open()
+    product = (weight * opened[2]).sum()
+    opened[0] += 1  # of no concern to the gradient of the third
+    product.backward()
+    assert torch.equal(weight.grad, torch.arange(4.0))
+    assert torch.equal(opened[3], torch.ones(10_000))
+    assert type(opened[4]) is torch.Tensor
+    assert not opened[4].requires_grad
+    file = io.BytesIO()
+    torch.save(opened[1:3], file)
+    assert file.tell() < 5_000
+
+
+def test_what_a_tensor_only_says_of_its_memory_is_done_to_it():
+    packer = Packer()
+    pack(packer, torch.zeros(100)).open()
+    packer.begin()
+    made = packer.empty((3,), dtype=torch.complex64).fill_(1 + 2j)
+    assert packer.pack([made.conj(), made.conj().imag]).open()[0].tolist() == [1 - 2j] * 3
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_slabs_come_back_from_any_mode(mode, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    packer = Packer()
+    with mode():
+        opened = pack(packer, torch.ones(10)).open()
+    del opened
+    assert not complaints
+    assert packer._slabs[0].is_free
+
+
+def test_a_forked_process_gives_nothing_back():
+    packer = Packer()
+    opened = pack(packer, torch.ones(10)).open()
+    child = os.fork()
+    if not child:
+        del opened
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    pack(packer, torch.zeros(10)).open()
+    assert torch.equal(opened, torch.ones(10))
+
+
+def test_slabs_that_nobody_needs_go_on_both_sides():
+    packer = Packer()
+    kept = [pack(packer, torch.ones(100)).open() for _ in range(50)]
+    assert len(packer._slabs) == len(parcels._known) == 50
+    kept.clear()
+    pack(packer, torch.ones(100)).open()
+    assert len(packer._slabs) == len(parcels._known) == 5
+    for number in range(100):
+        pack(packer, torch.ones(1000 + 100 * number)).open()
+    assert len(packer._slabs) <= len(parcels._known) <= 2
+
+
+def test_no_room_for_shared_memory_is_told_with_the_remedy(monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match=r"^no shared memory for 4\.0 MB, .*No space.*lower loader\.workers"):
+        pack(Packer(), torch.ones(10**6))
