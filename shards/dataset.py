@@ -294,7 +294,7 @@ def parse_sample(pieces: Sequence[bytes], series: Sequence[str], image_members: 
         ValueError: the bytes are no tar members, or have no image.
     """
     for prefix, data in zip(series, pieces, strict=True):
-        # As a rule the image comes first, and is found in a third of the time.
+        # As a rule the image comes first, and is found in less than half the time.
         first = tar.first_file(data)
         if first and _in_series(first[1], prefix) in image_members:
             key, extension, end = first

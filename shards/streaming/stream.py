@@ -5,8 +5,8 @@ sequence; a mixture says which dataset each comes from, the dataset's order whic
 step: nothing is remembered between steps but what makes the next one fast.
 
 Samples on a local disk are read in place. Those in a store are read block by block through a cache, a few steps ahead.
-Cost per sample of 50 kB on one core: 2 µs for its place (many steps are located at once), 15 to 20 µs to read it from
-the page cache and to check it, 4 to 5 µs to find the image in it.
+Cost per sample of 50 kB on one core: 2 µs for its place (many steps are located at once), 10 to 15 µs to read it from
+the page cache and to check it, 2 to 3 µs to find the image in it.
 """
 
 from collections import OrderedDict

@@ -1,6 +1,6 @@
 """The exact stream against its floor and its peers: `python -m tests.bench.stream [PART …]`.
 
-All parts by default, 25 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
+All parts by default, 40 minutes. The peers come with `make bench`, or by `make .venv/.ready-bench` alone.
 
 - local: images/s from the page cache with 0 and 2 worker processes, and encoded ones with none, for chips of 64² and
   images of 400² and 512². The floor is the bare loop: a positioned read of each image in the same order, and the same
