@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pretrain.batches.server import fork_server
 from pretrain.config import Config
@@ -117,5 +117,18 @@ def report(config: Config, outcome: Outcome) -> None:
     print(f"next: make eval RUN={config.run} DATA=name=<class folder>")
 
 
+def leave(code: int) -> NoReturn:
+    """End this process; a rank ends at once, without Python's own teardown.
+
+    A network that is shared out keeps gloo's threads for as long as its process lives (torch caches the mesh). One that
+    is slow to drop the tensors of its last message asks for Python's lock, which nobody gets in the teardown: abort.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    cli.exit_with("pretrain", main)
+    leave(cli.exit_code("pretrain", main))

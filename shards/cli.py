@@ -83,15 +83,20 @@ def _config_first(argv: Sequence[str]) -> list[str]:
 
 
 def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:
-    """Run main(argv) and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """Run main(argv) and exit as `exit_code` says."""
+    sys.exit(exit_code(program, main))
+
+
+def exit_code(program: str, main: Callable[[list[str]], int]) -> int:
+    """Run main(argv) and return the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 
     The user's mistakes and a store that keeps failing are one line on stderr; anything else has its traceback.
     """
     try:
-        code = main(sys.argv[1:])
+        return main(sys.argv[1:])
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        code = 2
+        return 2
     except OSError as error:
         # Not at the top: help is instant without the drivers of stores.
         from shards.storage.retry import StorageError
@@ -99,8 +104,7 @@ def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:
         if not isinstance(error, StorageError):
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
-        code = 1
+        return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        return 130

@@ -29,7 +29,7 @@ from tests.pretrain.training.test_trainer import assert_same_training
 REPOSITORY = Path(__file__).parents[3]
 
 
-def start(config, world=2):
+def start(config, world=2, **environment):
     """Start ranks of a configuration; they are a process group of their own."""
     file = Path(config.run).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
@@ -38,7 +38,7 @@ def start(config, world=2):
     return subprocess.Popen(
         [*torchrun, "-m", "pretrain", "--config", str(file)],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,6 +102,14 @@ def test_two_ranks_with_half_the_batch_each_give_the_losses_of_one(config, tmp_p
     assert left.optimiser.keys() == right.optimiser.keys()
 
 
+TORN_DOWN = """
+import atexit, os
+
+if "RANK" in os.environ:
+    atexit.register(os._exit, 9)
+"""
+
+
 def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad_samples(
     config, tmp_path, write_dataset
 ):
@@ -114,8 +122,10 @@ def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad
     alone, both = (replace(config, run=str(tmp_path / name)) for name in ("alone", "both"))
     train(alone)
     train(replace(both, max_steps=7))
+    # gloo's threads live on where a model is shared out, and can abort a rank that Python tears down.
+    (tmp_path / "sitecustomize.py").write_text(TORN_DOWN)
     # A start of ranks takes half a minute: this one shows, too, how they share the model out.
-    result = finish(start(replace(both, shard=True, accumulate=2, max_steps=14)))
+    result = finish(start(replace(both, shard=True, accumulate=2, max_steps=14), PYTHONPATH=str(tmp_path)))
     assert result.returncode == 0, result.stderr
     assert "resumed at step 7" in result.stdout
     assert train(both).first_step == 14
