@@ -4,6 +4,7 @@ Both give every rank the mean of all ranks' gradients. What is saved is whole an
 on with any number of ranks, shared out or not.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def _share_out(model: PerA) -> None:
             fully_shard(block)
     fully_shard(model)
     register_fsdp_forward_method(model, "spread")
+    # Of in-place operations on what comes out, of which there are none.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
 
 
 def _whole(tensor: Tensor) -> Tensor:

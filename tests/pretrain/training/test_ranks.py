@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_other_ranks_shared_out_or_not_and_lists_the_same_bad
     # A start of ranks takes half a minute: this one shows, too, how they share the model out.
     result = finish(start(replace(both, shard=True, accumulate=2, max_steps=14), PYTHONPATH=str(tmp_path)))
     assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
     assert "resumed at step 7" in result.stdout
     assert train(both).first_step == 14
     assert_same_training(alone.run, both.run, rel=1e-4)
