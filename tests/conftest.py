@@ -39,7 +39,8 @@ REPOSITORY = Path(__file__).parents[1]
 _SHARED = REPOSITORY.parent / "shared" / "data"
 
 _LONGEST = (
-    "ingest/test_faults.py",
+    "ingest/faults/test_processes.py",
+    "ingest/faults/test_sources_and_stores.py",
     "pretrain/training/test_ranks.py",
     "ingest/test_versions.py",
     "ingest/test_corpus.py",
