@@ -15,7 +15,11 @@ import numpy as np
 import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError  # GDAL's own, where rasterio passes them on
+from rasterio._err import (  # GDAL's own, where rasterio passes them on
+    CPLE_BaseError,
+    CPLE_NotSupportedError,
+    CPLE_OutOfMemoryError,
+)
 from rasterio.enums import MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
@@ -151,13 +155,37 @@ def block_ranges(source: Any, indexes: Sequence[int], window: Window) -> list[tu
     return sorted(found)
 
 
+def transformed(source: Any, target: Any, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points [2, P] in another CRS; NaN where PROJ knows no way. CRS: as rasterio takes them.
+
+    Raises:
+        RasterioError, CRSError, CPLE_NotSupportedError: there is none from one CRS to the other at all.
+    """
+    try:
+        points = np.array(rasterio.warp.transform(source, target, xs, ys), np.float64)
+    except CPLE_NotSupportedError:
+        raise
+    except CPLE_BaseError:
+        # Of a single point, perhaps. GDAL complains about the first 20 and then hands out infinities without a word:
+        # one by one, a point's fate does not hang on its neighbours or on what came before.
+        points = np.array([_transformed_point(source, target, *point) for point in zip(xs, ys, strict=True)]).T
+    return np.where(np.isfinite(points), points, np.nan)
+
+
+def _transformed_point(source: Any, target: Any, x: float, y: float) -> tuple[float, float]:
+    try:
+        (x,), (y,) = rasterio.warp.transform(source, target, [x], [y])
+    except CPLE_BaseError:
+        return math.nan, math.nan
+    return x, y
+
+
 def lonlat(crs: str, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return WGS 84 degrees [2, P] of points in a CRS; NaN where there is no way."""
     try:
-        result = np.array(rasterio.warp.transform(crs, "EPSG:4326", xs, ys), np.float64)
+        return transformed(crs, "EPSG:4326", xs, ys)
     except (RasterioError, CRSError, CPLE_BaseError):
         return np.full((2, len(xs)), np.nan)
-    return np.where(np.isfinite(result), result, np.nan)
 
 
 def parse_time(text: str) -> datetime | None:

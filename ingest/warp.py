@@ -32,6 +32,7 @@ from rasterio.windows import Window
 
 from ingest.config import Recipe
 from ingest.pixels import clear, downsample
+from ingest.raster import transformed
 from ingest.reasons import SceneRejectedError
 
 _METRES_PER_DEGREE = math.pi / 180 * 6_371_008.8  # mean Earth radius, IUGG
@@ -226,20 +227,8 @@ def _transform(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return points in another CRS; not finite where PROJ knows no way."""
     with _rejecting(source_crs, target_crs):
-        crs = _crs(source_crs), _crs(target_crs)
-        try:
-            found = [rasterio.warp.transform(*crs, xs, ys)]
-        except CPLE_BaseError:  # of a single point: find out which
-            found = [_transform_point(*crs, x, y) for x, y in zip(xs.tolist(), ys.tolist(), strict=True)]
-    points = np.concatenate([np.array(part, np.float64) for part in found], axis=1)
+        points = transformed(_crs(source_crs), _crs(target_crs), xs, ys)
     return points[0], points[1]
-
-
-def _transform_point(source: CRS, target: CRS, x: float, y: float) -> list[list[float]]:
-    try:
-        return [list(part) for part in rasterio.warp.transform(source, target, [x], [y])]
-    except CPLE_BaseError:
-        return [[math.nan], [math.nan]]
 
 
 def _step(crs: str, gsd_m: float) -> float:

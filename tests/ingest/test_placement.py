@@ -57,6 +57,18 @@ def test_a_crs_without_a_way_to_degrees_has_bounds_alone():
     assert (found["lon"], found["lat"], found["cell"]) == (None, None, None)
 
 
+def test_a_tile_beyond_the_edge_of_the_earth_takes_no_other_tiles_place():
+    crs = rasterio.crs.CRS.from_user_input("+proj=geos +h=35785831 +lon_0=0 +sweep=y +ellps=WGS84").to_wkt()
+    disk = Ground(crs=crs, transform=(21750, 0, -5568000, 0, -21750, 5568000), gsd_m=21750.0)
+    alone = place(disk, [240], 240, side=32)[240]
+    assert alone["lon"] == pytest.approx(0, abs=0.1)
+    # GDAL complains about the first 20 bad points, then about none.
+    for _ in range(4):
+        both = place_tiles(disk, [(240, 240), (0, 0)], 32, SCENE, Recipe())
+        assert both[240, 240] == alone
+        assert both[0, 0]["lon"] is None
+
+
 @pytest.mark.parametrize("ground", [UTM, Ground(crs=None, transform=None, gsd_m=None)])
 def test_a_tile_alone_lies_where_it_lies_among_others(ground):
     corners = [(x, y) for y in (32, 0) for x in range(0, 640, 16)]
