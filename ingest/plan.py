@@ -110,20 +110,23 @@ def _unit_shape(
     """Return rows and columns of tiles in a unit of each scene.
 
     A GeoTIFF is cut between its blocks, where tiles begin at the edge of one; all else is decoded from its beginning,
-    so it stays whole.
+    so it stays whole, and so does a GeoTIFF in strips of more rows than a tile's that tiles do not fit: each of its
+    units would decode a whole strip.
     """
     whole = pc.or_(pc.not_equal(used["driver"], "GTiff"), pc.is_valid(used["archive"]))
     whole = pc.fill_null(whole, False).to_numpy(zero_copy_only=False)
     # The blocks of a striped file are as wide as it is: cut across, each part would decode them again.
-    uncut = whole | (_ints(used["block_width"]) >= _ints(used["width"]))
+    striped = _ints(used["block_width"]) >= _ints(used["width"])
     down = _period(_ints(used["block_height"]), _ints(used["factor"], 0), recipe)
     across = _period(_ints(used["block_width"]), _ints(used["factor"], 0), recipe)
+    step = (recipe.stride_px or recipe.tile_px) * np.maximum(_ints(used["factor"], 1), 1)
+    whole |= striped & (down == 1) & (_ints(used["block_height"]) > step)
     tile_bytes = estimated_tile_bytes(recipe)
     group = _group_bytes(float((rows * columns).sum()) * tile_bytes, recipe)
     wanted = max(1, int(min(recipe.shard_mb * 1e6 / _UNITS_PER_SHARD, group / _UNITS_PER_GROUP) / tile_bytes))
     unit_rows = np.maximum(1, wanted // columns // down) * down
     unit_columns = np.maximum(1, wanted // unit_rows // across) * across
-    uncut |= unit_rows * columns <= 2 * wanted
+    uncut = whole | striped | (unit_rows * columns <= 2 * wanted)
     return np.where(whole, rows, unit_rows), np.where(uncut, columns, unit_columns)
 
 

@@ -74,6 +74,13 @@ def test_what_is_decoded_from_its_beginning_stays_whole():
     assert plan_units(scenes([(5000, 5000, True)]), recipe).num_rows > 50
 
 
+@pytest.mark.parametrize(("rows", "units"), [(5000, 1), (2047, 1), (100, 1), (256, 20), (64, 79), (50, 79)])
+def test_a_scene_in_tall_strips_that_tiles_do_not_fit_stays_whole(rows, units):
+    row = scenes([(5000, 5000, True)]).to_pylist()[0] | {"block_width": 5000, "block_height": rows}
+    found = plan_units(pa.Table.from_pylist([row], schema=SCENES), Recipe(tile_px=64, shard_mb=0.2))
+    assert found.num_rows == units
+
+
 def test_groups_are_balanced_and_scenes_are_mixed():
     recipe = Recipe(tile_px=64, shard_mb=1.0)
     units = plan_units(scenes([(6400, 6400, True)] * 40), recipe).to_pylist()
