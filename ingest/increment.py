@@ -5,6 +5,8 @@ tiles were left out in favour of tiles that now may go, and those with tiles tha
 newer version of an acquisition takes the place of an older one even if the older file is gone.
 """
 
+from typing import NamedTuple
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,30 +22,42 @@ def count_missing(known: pa.Table, inventory: pa.Table) -> int:
     return int(known.num_rows - pc.sum(_is_in(known["scene"], inventory["scene"])).as_py())
 
 
-def scenes_to_probe(
-    inventory: pa.Table, known: pa.Table, doubles: pa.Table, torn: pa.ChunkedArray
-) -> tuple[pa.Table, pa.Array]:
-    """Return the rows to probe (INVENTORY), and the ids of those to be packed again whatever the probe says.
+class LeftOut(NamedTuple):
+    """Tiles that the version lacks and a newer one may have, by their scenes."""
+
+    doubles: pa.Table
+    """Left out as duplicates: columns scene, and kept: the scene of the tile that was kept."""
+    torn: pa.ChunkedArray
+    """Left out for what may pass (PASSING_CODES): scenes in any order, also repeated."""
+
+
+def scenes_to_probe(inventory: pa.Table, known: pa.Table, left_out: LeftOut) -> pa.Table:
+    """Return the rows to probe (INVENTORY): all that may differ, as far as one can tell before.
 
     Args:
         inventory: what there is now.
         known: the columns INVENTORY of the version's scenes.
-        doubles: columns scene and kept: tiles that were left out as duplicates, by the scenes of both tiles.
-        torn: scenes with tiles that were left out for what may pass (PASSING_CODES), in any order, also repeated.
+        left_out: of the version.
     """
     listed = _with_superseded(inventory, known)
-    changed = _changed(listed, known, probed=False)
-    torn = pc.unique(torn.filter(_is_in(torn, listed["scene"])))
-    torn = torn.filter(pc.invert(_is_in(torn, changed["scene"])))
-    again = _again(changed.filter(_is_in(changed["scene"], known["scene"]))["scene"], torn, doubles, listed["scene"])
-    chosen = pc.or_(_is_in(listed["scene"], changed["scene"]), _is_in(listed["scene"], again))
-    return listed.filter(chosen), again
+    return _with_again(listed, _changed(listed, known, probed=False)["scene"], known, left_out)
 
 
-def scenes_to_pack(probed: pa.Table, known: pa.Table, again: pa.Array) -> pa.Table:
-    """Return the probed scenes that differ from the known ones, and those that are to be packed again."""
+def scenes_to_pack(probed: pa.Table, known: pa.Table, left_out: LeftOut) -> tuple[pa.Table, bool]:
+    """Return the probed scenes that differ from the known ones or are to be packed again; and whether any differs.
+
+    Only now is it known of all: a list tells no sizes and ETags, the probe does.
+    """
     changed = _changed(probed, known, probed=True)["scene"]
-    return probed.filter(pc.or_(_is_in(probed["scene"], changed), _is_in(probed["scene"], again)))
+    return _with_again(probed, changed, known, left_out), len(changed) > 0
+
+
+def _with_again(scenes: pa.Table, changed: pa.ChunkedArray, known: pa.Table, left_out: LeftOut) -> pa.Table:
+    """Return the changed scenes, and those of tiles that were left out for theirs, or for what may pass."""
+    torn = pc.unique(left_out.torn.filter(_is_in(left_out.torn, scenes["scene"])))
+    torn = torn.filter(pc.invert(_is_in(torn, changed)))
+    again = _again(changed.filter(_is_in(changed, known["scene"])), torn, left_out.doubles, scenes["scene"])
+    return scenes.filter(pc.or_(_is_in(scenes["scene"], changed), _is_in(scenes["scene"], again)))
 
 
 def _with_superseded(inventory: pa.Table, known: pa.Table) -> pa.Table:

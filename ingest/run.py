@@ -18,7 +18,7 @@ from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
 from ingest.config import IngestConfig, recipe_values
-from ingest.increment import count_missing, same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import LeftOut, count_missing, same_tiles, scenes_to_pack, scenes_to_probe
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
@@ -31,6 +31,7 @@ from ingest.reasons import PASSING_CODES, REMEDIES
 from ingest.sandbox import Limits
 from ingest.sources import kind_of, scenes_root
 from ingest.toolchain import toolchain
+from ingest.warp import require_target
 from shards import storage
 from shards.card.page import renew_card
 from shards.errors import UserError
@@ -66,6 +67,8 @@ def ingest(config: IngestConfig, inventory: pa.Table | None = None) -> Outcome:
     """
     config = located(config)
     refuse_nested(config)
+    if config.warp_crs:
+        require_target(config.warp_crs)
     try:
         if inventory is None:
             with storage.user_errors(config.scenes):
@@ -108,24 +111,23 @@ class _Run:
         """Where the inventory lies, once it is written."""
 
     def run(self) -> Outcome:
-        nobody = pa.array([], pa.string())
-        wanted, again, gone = self._inventory, nobody, 0
+        wanted, gone = self._inventory, 0
         known = self._known_scenes() if self._parent else None
         torn = _NO_TILES
         if known is not None:
             gone = count_missing(known, self._inventory)
             doubles, torn = self._known_rejects()
-            wanted, again = scenes_to_probe(self._inventory, known, doubles, torn["scene"])
+            left_out = LeftOut(doubles, torn["scene"])
+            wanted = scenes_to_probe(self._inventory, known, left_out)
         recipe = recipe_values(self._recipe)
         self._log.add("started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe)
         if self._parent and not wanted.num_rows:
             return self._outcome(self._parent, created=False, gone=gone)
         with cluster(self._config.address, self._config.workers):
             probes, scenes = self._probe(wanted)
-            is_news = known is None
+            is_news = True
             if known is not None:
-                is_news = scenes_to_pack(scenes, known, nobody).num_rows > 0
-                scenes = scenes_to_pack(scenes, known, again)
+                scenes, is_news = scenes_to_pack(scenes, known, left_out)
             if self._parent and not scenes.num_rows:
                 return self._outcome(self._parent, created=False, gone=gone)
             self._require_usable(scenes)

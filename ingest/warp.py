@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio
 import rasterio.warp
 from numpy.typing import NDArray
 from rasterio import Affine
@@ -34,6 +35,7 @@ from ingest.config import Recipe
 from ingest.pixels import clear, downsample
 from ingest.raster import transformed
 from ingest.reasons import SceneRejectedError
+from shards.errors import UserError
 
 _METRES_PER_DEGREE = math.pi / 180 * 6_371_008.8  # mean Earth radius, IUGG
 _EDGE_POINTS = 21  # per side, as PROJ's own bounds transformation takes
@@ -52,6 +54,24 @@ class Grid:
     """Pixel to CRS: a, b, c, d, e, f."""
     width: int
     height: int
+
+
+def require_target(name: str) -> None:
+    """Refuse a warp_crs that is neither of a map nor of degrees.
+
+    Raises:
+        UserError: it names another CRS, or none that PROJ knows.
+    """
+    if name == "utm":
+        return
+    try:
+        with rasterio.Env():  # which keeps what PROJ has to say off the terminal
+            crs = CRS.from_user_input(name)
+        fits = bool(crs.is_projected or crs.is_geographic)
+    except (ValueError, RasterioError, CPLE_BaseError):
+        fits = False
+    if not fits:
+        raise UserError(f"--warp_crs {name} is no CRS of a map: give a code such as EPSG:3857, or utm")
 
 
 def target_grid(crs: str | None, transform: tuple[float, ...] | None, width: int, height: int, recipe: Recipe) -> Grid:

@@ -5,28 +5,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.increment import same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import LeftOut, same_tiles, scenes_to_pack, scenes_to_probe
 from shards.schema import INVENTORY
 
-NONE = pa.array([], pa.string())
 
-
-def scenes(*names, **reasons):
-    """Return rows of an inventory: equal sizes and ETags; named ones have a reason."""
-    rows = [{"scene": name, "path": name, "size": 1, "etag": "e", "reason": reasons.get(name)} for name in names]
+def scenes(*names, etags=(), **reasons):
+    """Return rows of an inventory: equal sizes and ETags but for those given; named ones have a reason."""
+    rows = [
+        {"scene": name, "path": name, "size": 1, "etag": dict(etags).get(name, "e"), "reason": reasons.get(name)}
+        for name in names
+    ]
     return pa.Table.from_pylist(rows, INVENTORY)
 
 
-def doubles(**kept):
-    return pa.table({"scene": pa.array(list(kept), pa.string()), "kept": pa.array(list(kept.values()), pa.string())})
+def listed(*names):
+    """Return rows of an inventory as a list gives them: sizes and ETags come with the probe."""
+    return pa.Table.from_pylist([{"scene": name, "path": name} for name in names], INVENTORY)
 
 
-def probed_and_packed(inventory, known, *, twins=None, torn=()):
-    """Return the ids to probe and, if no probe finds anything new, those to pack."""
-    wanted, again = scenes_to_probe(
-        inventory, known, twins or doubles(), pa.chunked_array([pa.array(torn, pa.string())])
-    )
-    return wanted["scene"].to_pylist(), scenes_to_pack(wanted, known, again)["scene"].to_pylist()
+def left_out(*, torn=(), **kept):
+    names = pa.array(list(kept), pa.string()), pa.array(list(kept.values()), pa.string())
+    return LeftOut(pa.table(names, ["scene", "kept"]), pa.chunked_array([pa.array(torn, pa.string())]))
+
+
+def probed_and_packed(inventory, known, missing=None, found=None):
+    """Return the ids to probe and those to pack, if the probe finds what it is given or what was known."""
+    missing = missing or left_out()
+    wanted = scenes_to_probe(inventory, known, missing)["scene"].to_pylist()
+    rows = {row["scene"]: row for row in [*inventory.to_pylist(), *(found or known).to_pylist()]}
+    probed = pa.Table.from_pylist([rows[name] for name in wanted], INVENTORY)
+    return wanted, scenes_to_pack(probed, known, missing)[0]["scene"].to_pylist()
 
 
 def test_what_is_known_is_left_alone():
@@ -37,22 +45,33 @@ def test_what_is_known_is_left_alone():
 @pytest.mark.parametrize("reason", ["missing", "unreadable", "decoder_memory"])
 def test_a_scene_left_out_for_what_may_pass_is_probed_again(reason):
     known = scenes("a", "b", a=reason)
-    wanted, again = scenes_to_probe(scenes("a", "b"), known, doubles(), pa.chunked_array([NONE]))
-    assert wanted["scene"].to_pylist() == ["a"]
+    assert scenes_to_probe(scenes("a", "b"), known, left_out())["scene"].to_pylist() == ["a"]
     # It is packed only if the probe finds something else this time.
-    assert scenes_to_pack(scenes("a", a=reason), known, again).num_rows == 0
-    assert scenes_to_pack(scenes("a"), known, again).num_rows == 1
+    same, is_news = scenes_to_pack(scenes("a", a=reason), known, left_out())
+    assert (same.num_rows, is_news) == (0, False)
+    other, is_news = scenes_to_pack(scenes("a"), known, left_out())
+    assert (other.num_rows, is_news) == (1, True)
 
 
 def test_a_scene_with_tiles_left_out_for_what_may_pass_is_packed_again():
     known = scenes("a", "b", "c", "gone")
-    assert probed_and_packed(scenes("a", "b", "c"), known, torn=["b", "b", "gone"]) == (["b"], ["b"])
+    torn = left_out(torn=["b", "b", "gone"])
+    assert probed_and_packed(scenes("a", "b", "c"), known, torn) == (["b"], ["b"])
+    assert probed_and_packed(listed("a", "b", "c"), known, torn) == (["a", "b", "c"], ["b"])
+    assert not scenes_to_pack(scenes("b"), known, torn)[1]
 
 
 def test_so_are_the_scenes_whose_tiles_were_left_out_for_its_tiles():
     known = scenes("a", "b", "c", "d")
-    twins = doubles(c="b", d="c", a="x")
-    assert probed_and_packed(known, known, twins=twins, torn=["b"]) == (["b", "c", "d"], ["b", "c", "d"])
+    missing = left_out(c="b", d="c", a="x", torn=["b"])
+    assert probed_and_packed(known, known, missing) == (["b", "c", "d"], ["b", "c", "d"])
+
+
+@pytest.mark.parametrize("inventory", [scenes("a", "b", "c", "d", etags={"b": "new"}), listed("a", "b", "c", "d")])
+def test_so_are_those_whose_tiles_were_left_out_for_a_changed_ones(inventory):
+    known, missing = scenes("a", "b", "c", "d"), left_out(c="b", d="a")
+    found = scenes("a", "b", "c", "d", etags={"b": "new"})
+    assert probed_and_packed(inventory, known, missing, found)[1] == ["b", "c"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(0, 3)), unique=True), st.randoms())

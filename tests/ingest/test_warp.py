@@ -1,6 +1,7 @@
 """The warp: grids that fit together, windows that suffice, pixels that are where and what they should be."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import rasterio.warp
 from ingest.config import Recipe
 from ingest.pixels import downsample
 from ingest.reasons import SceneRejectedError
-from ingest.warp import Grid, target_grid, warp_tile, warp_window
+from ingest.warp import Grid, require_target, target_grid, warp_tile, warp_window
+from shards.errors import UserError
 
 UTM33 = "EPSG:32633"
 SCENE = Grid(crs=UTM33, transform=(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_400_000.0), width=300, height=200)
@@ -263,3 +265,15 @@ def test_scenes_across_the_antimeridian_stay_whole(source_crs, crs):
 def test_what_has_no_place_is_rejected(crs, transform, target):
     with pytest.raises(SceneRejectedError, match="no_place"):
         target_grid(crs, transform, 300, 200, recipe(target))
+
+
+@pytest.mark.parametrize("name", ["EPSG:99999", "UTM", "epsg:3857x", "EPSG:4978", 'LOCAL_CS["x",UNIT["metre",1]]'])
+def test_a_target_that_is_no_map_is_refused_by_name(name, capfd):
+    with pytest.raises(UserError, match=rf"--warp_crs {re.escape(name)} is no CRS of a map: give a code such as"):
+        require_target(name)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["EPSG:3857", "EPSG:4326", "utm", "+proj=utm +zone=33"])
+def test_a_target_that_is_one_is_taken(name):
+    require_target(name)
