@@ -141,7 +141,7 @@ class Recipe:
         if not self.bands or len(set(self.bands)) != len(self.bands):
             raise ValueError(f"bands are {list(self.bands)}: name at least one, none twice")
         if self.source_bands and (
-            len(self.source_bands) != len(self.bands) or any(band in ("", 0) for band in self.source_bands)
+            len(self.source_bands) != len(self.bands) or not all(map(_is_band, self.source_bands))
         ):
             raise ValueError(
                 f"source_bands {list(self.source_bands)} do not give one number from 1 or name for each of "
@@ -158,6 +158,8 @@ class Recipe:
             raise ValueError(f"val_share {self.val_share} and test_share {self.test_share} are more than the whole")
         if self.warp_crs and not self.target_gsd_m:
             raise ValueError(f"warp_crs {self.warp_crs} needs the new grid's pixel size: give target_gsd_m")
+        if self.cloud_band and not _is_band(self.cloud_band):
+            raise ValueError(f"cloud_band is {self.cloud_band}: give a number from 1, or a name")
         if bool(self.cloud_band) != bool(self.cloud_values or self.cloud_bits):
             raise ValueError("cloud_band needs cloud_values or cloud_bits, and they need it")
         if any(not 0 <= bit < 64 for bit in self.cloud_bits):
@@ -166,6 +168,10 @@ class Recipe:
             raise ValueError(f"max_cloud_share {self.max_cloud_share} needs a cloud_band")
         if self.encoding in ("jpeg", "png", "webp") and (self.dtype != "uint8" or len(self.bands) not in (1, 3)):
             raise ValueError(f"encoding {self.encoding} holds 1 or 3 bands of uint8: choose npy or auto")
+
+
+def _is_band(band: int | str) -> bool:
+    return band >= 1 if isinstance(band, int) else bool(band)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ What cannot be used is rejected here, with its code, before any planning. A prob
 the recipe.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from ingest.grid import count_origins
 from ingest.pixels import percentile_bounds, policy
 from ingest.reasons import SceneRejectedError
 from ingest.scene import Header, Scene, SceneFile, open_scene, read_header
+from ingest.scene_row import time_text
 from shards.keyed import permute
 
 _SAMPLE_PX = 256
@@ -45,7 +47,7 @@ def probe_scene(files: Sequence[SceneFile], scene: Mapping[str, Any], recipe: Re
         _require_tiles(header, grid, recipe)
         low, high = _bounds(source, header, str(scene["scene"]), recipe)
     found = asdict(header) | grid | {"low": low, "high": high}
-    found["time"] = scene["time"] or (header.time.strftime("%Y-%m-%dT%H:%M:%SZ") if header.time else None)
+    found["time"] = scene["time"] or (time_text(header.time) if header.time else None)
     return found
 
 
@@ -84,20 +86,29 @@ def _bounds(source: Scene, header: Header, scene: str, recipe: Recipe) -> tuple[
         return None, None
     bounds = percentile_bounds(sample_values(source, header, scene, recipe), recipe.percentiles)
     if bounds is None:
-        raise SceneRejectedError("no_data", "no valid pixel in the sampled windows")
+        raise SceneRejectedError("no_data", "no valid pixel")
     return bounds
 
 
 def sample_values(source: Scene, header: Header, scene: str, recipe: Recipe) -> NDArray[Any]:
-    """Return valid values [C, P] from windows of 256², chosen by the scene's id; a small scene is read whole."""
+    """Return valid values [C, P] from windows of 256², chosen by the scene's id; a small scene is read whole.
+
+    If these have none, then from the first ones that do: a scene that is nearly empty is no empty one.
+    """
     columns, rows = math.ceil(header.width / _SAMPLE_PX), math.ceil(header.height / _SAMPLE_PX)
     count = min(_SAMPLE_WINDOWS, columns * rows)
     chosen = np.sort(permute(np.arange(count), columns * rows, key=int(scene, 16)))
-    parts = []
-    for place in chosen.tolist():
-        x, y = place % columns * _SAMPLE_PX, place // columns * _SAMPLE_PX
-        window = Window(x, y, min(_SAMPLE_PX, header.width - x), min(_SAMPLE_PX, header.height - y))
-        strip = source.read(window, recipe)
-        values = strip.values_CHW.reshape(len(strip.values_CHW), -1)
-        parts.append(values if strip.valid_HW is None else values[:, strip.valid_HW.ravel()])
+    parts = [_valid_values(source, header, place, columns, recipe) for place in chosen.tolist()]
+    if not any(part.size for part in parts):
+        others = np.setdiff1d(np.arange(columns * rows), chosen).tolist()
+        found = (_valid_values(source, header, place, columns, recipe) for place in others)
+        parts += itertools.islice((part for part in found if part.size), _SAMPLE_WINDOWS)
     return np.concatenate(parts, axis=1)
+
+
+def _valid_values(source: Scene, header: Header, place: int, columns: int, recipe: Recipe) -> NDArray[Any]:
+    x, y = place % columns * _SAMPLE_PX, place // columns * _SAMPLE_PX
+    window = Window(x, y, min(_SAMPLE_PX, header.width - x), min(_SAMPLE_PX, header.height - y))
+    strip = source.read(window, recipe)
+    values = strip.values_CHW.reshape(len(strip.values_CHW), -1)
+    return values if strip.valid_HW is None else values[:, strip.valid_HW.ravel()]

@@ -4,6 +4,7 @@ The content picks the driver, not the extension (a VRT named .tif would open oth
 decide, and only drivers of an allow-list are ever tried. This module runs inside the decoder process alone.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ _MAGIC = [
 ]
 # What an affine transform may reach, in units of a CRS: beyond, figures that are made of it would overflow.
 _FARTHEST = 1e100
+_FIRST_YEAR = 1826  # of photographs
 HEAD_BYTES = 16
 """How many of a file's first bytes `driver_of` wants."""
 Opener = Callable[..., Any]
@@ -85,6 +87,30 @@ def _rejecting() -> Iterator[None]:
         raise SceneRejectedError("corrupt", "its header holds text that is not UTF-8") from error
 
 
+class _LibjpegWarnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _, mark, text = record.getMessage().partition("JPEGLib:")
+        if mark:
+            self.found.append(text)
+
+
+@contextmanager
+def _heeding_libjpeg() -> Iterator[None]:
+    """Reject damaged JPEG inside a TIFF: GDAL has a setting for libjpeg's warnings, but for JPEG files alone."""
+    warnings, logger = _LibjpegWarnings(), logging.getLogger("rasterio._err")
+    logger.addHandler(warnings)
+    try:
+        yield
+    finally:
+        logger.removeHandler(warnings)
+    if warnings.found:
+        raise SceneRejectedError("corrupt", f"libjpeg: {warnings.found[0][:200]}")
+
+
 def palette_of(source: Any) -> NDArray[np.uint8]:
     """Return a file's colour table as uint8 [256, 4]: red, green, blue, alpha.
 
@@ -130,7 +156,7 @@ def read_window(
     Raises:
         SceneRejectedError: the bytes cannot be decoded.
     """
-    with _rejecting():
+    with _rejecting(), _heeding_libjpeg():
         values = source.read(list(indexes), window=window)
         if not (has_gaps(source, indexes) if gaps is None else gaps):
             return values, None
@@ -192,9 +218,11 @@ def parse_time(text: str) -> datetime | None:
     """Return the moment that a TIFF DateTime tag names, as UTC; None if it names none."""
     for pattern in ("%Y:%m:%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"):
         try:
-            return datetime.strptime(text.strip()[:19], pattern).replace(tzinfo=UTC)
+            moment = datetime.strptime(text.strip()[:19], pattern).replace(tzinfo=UTC)
         except ValueError:
             continue
+        # The year 1 is what some programs write where they have no date.
+        return moment if moment.year >= _FIRST_YEAR else None
     return None
 
 
@@ -226,12 +254,14 @@ def place_of(source: Any) -> tuple[str | None, tuple[float, ...] | None, float |
     """Return (CRS, pixel to CRS as (a, b, c, d, e, f), GSD in metres) of an open file; None where it has none.
 
     The CRS is an authority code such as EPSG:32633 if there is one, else WKT. A georeference that places nothing counts
-    as none: its corners or its GSD are not finite (or above 1e100), its pixels have no area.
+    as none: its corners or its GSD are not finite (or above 1e100), its pixels have no area, or there is a CRS alone.
 
     Raises:
         SceneRejectedError: the georeference is damaged.
     """
     transform = source.transform
+    if transform.is_identity:  # rasterio's word for none
+        return None, None, None
     corners = [transform @ (x, y) for x in (0, source.width) for y in (0, source.height)]
     # All comparisons are false for NaN.
     if not (all(abs(value) < _FARTHEST for corner in corners for value in corner) and abs(transform.determinant) > 0):
@@ -241,7 +271,7 @@ def place_of(source: Any) -> tuple[str | None, tuple[float, ...] | None, float |
         gsd_m = _gsd_m(source) if crs else None
     if gsd_m is not None and not 1 / _FARTHEST < gsd_m < _FARTHEST:
         return None, None, None
-    return crs, None if crs is None and transform.is_identity else tuple(transform)[:6], gsd_m
+    return crs, tuple(transform)[:6], gsd_m
 
 
 def _crs_name(crs: Any) -> str | None:

@@ -19,7 +19,7 @@ REMEDIES = {
     "too_small": "smaller than a tile: lower --tile_px, or set --edge pad",
     "too_large": "more uncompressed bytes than --max_scene_gb allows",
     "misaligned": "its files do not lie on one grid (sizes must be whole multiples of each other)",
-    "no_place": "has no CRS, which --target_gsd_m and --warp_crs need",
+    "no_place": "has no CRS, which --target_gsd_m and --warp_crs need, or no way from it to --warp_crs",
     "decoder_crashed": "decoding it crashed the decoder process: fetch it again, or convert it",
     "decoder_slow": "decoding a piece of it takes more than the allowed CPU time",
     "decoder_memory": "decoding a piece of it takes more than the allowed memory",

@@ -5,6 +5,7 @@ Runs inside the decoder process. Shapes: C bands, H × W pixels; windows count s
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -251,8 +252,8 @@ def find_bands(recipe: Recipe, facts: BandFacts) -> Bands:
 
     In this order: as the recipe says; bands described by these names; bands with these colour interpretations; for
     red, green, blue the first three of a 3- or 4-band scene without a palette, or a palette's colours; one grey band
-    for all where the recipe allows it. Where descriptions cannot be read, which might name other bands red, green and
-    blue, the first three are not taken for them.
+    for all where the recipe allows it. Descriptions that name some of the recipe's bands count alone; where they say
+    more than a band's number, or cannot be read, the first three are not taken for red, green and blue.
 
     Raises:
         SceneRejectedError: the scene cannot supply them.
@@ -266,18 +267,37 @@ def find_bands(recipe: Recipe, facts: BandFacts) -> Bands:
 def _find_indexes(recipe: Recipe, facts: BandFacts) -> tuple[tuple[int, ...], bool]:
     if recipe.source_bands:
         return tuple(_index_of(band, facts) for band in recipe.source_bands), False
-    for names in (_lower_names(facts), list(facts.colours)):
-        if all(names.count(band) == 1 for band in recipe.bands):
-            return tuple(names.index(band) + 1 for band in recipe.bands), False
+    bands, described = [band.lower() for band in recipe.bands], _lower_names(facts)
+    for names in (described, list(facts.colours)):
+        if all(names.count(band) == 1 for band in bands):
+            return tuple(names.index(band) + 1 for band in bands), False
+        if set(names) & set(bands):  # some, or one of them twice: then what else there is says nothing better
+            raise _bands_missing(facts)
     palette = "palette" in facts.colours
-    if recipe.bands == RGB and facts.count in (3, 4) and not palette and facts.descriptions is not None:
+    if recipe.bands == RGB and facts.count in (3, 4) and not palette and not _is_described(facts):
         return (1, 2, 3), False
     if recipe.bands == RGB and facts.count == 1 and palette:
         return (1, 1, 1), True
     if recipe.replicate_grey and facts.count == 1 and not palette:
         return (1,) * len(recipe.bands), False
+    raise _bands_missing(facts)
+
+
+def _bands_missing(facts: BandFacts) -> SceneRejectedError:
+    names = facts.descriptions if facts.descriptions and _is_described(facts) else facts.colours
     told = "" if facts.descriptions is not None else ", descriptions that are not UTF-8"
-    raise SceneRejectedError("bands_missing", f"has {facts.count} bands ({', '.join(facts.colours[:6])}){told}")
+    return SceneRejectedError("bands_missing", f"has {facts.count} bands ({', '.join(names[:6])}){told}")
+
+
+def _is_described(facts: BandFacts) -> bool:
+    """Say whether descriptions tell more than the bands' numbers ("Band 1", "layer_2"), or cannot be read."""
+    if facts.descriptions is None:
+        return True
+    numbered = (
+        re.fullmatch(rf"((band|layer|channel|b)?[ _-]?0*{number})?", name.strip().lower())
+        for number, name in enumerate(facts.descriptions, 1)
+    )
+    return not all(numbered)
 
 
 def _lower_names(facts: BandFacts) -> list[str]:

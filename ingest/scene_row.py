@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-_TIME = "%Y-%m-%dT%H:%M:%S"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def scene_files(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -29,10 +29,15 @@ def joined_etag(files: Sequence[Mapping[str, Any]]) -> str:
 
 def to_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with its time as text; all else is JSON already."""
-    return {name: value.strftime(f"{_TIME}Z") if isinstance(value, datetime) else value for name, value in row.items()}
+    return {name: time_text(value) if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def time_text(moment: datetime) -> str:
+    """Return a moment (UTC) as text of whole seconds: also of years below 1000, of which strftime makes one digit."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with its time as a moment, as tables take it."""
     time = row.get("time")
-    return {**row, "time": datetime.strptime(time, f"{_TIME}Z").replace(tzinfo=UTC) if time else None}
+    return {**row, "time": datetime.strptime(time, _TIME).replace(tzinfo=UTC) if time else None}

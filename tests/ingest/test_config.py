@@ -19,6 +19,8 @@ from shards import cli
         ({"bands": ("red", "red")}, "none twice"),
         ({"source_bands": (1, 2)}, "one number from 1 or name for each"),
         ({"source_bands": (0, 1, 2)}, "one number from 1 or name for each"),
+        ({"source_bands": (-1, 1, 2)}, "one number from 1 or name for each"),
+        ({"cloud_band": -1, "cloud_bits": (1,)}, "cloud_band is -1: give a number from 1, or a name"),
         ({"dtype": "uint16"}, "needs normalisation keep"),
         ({"low": 5.0, "high": 5.0}, "low 5.0 is not below high 5.0"),
         ({"percentiles": (98.0, 2.0)}, "not ascending"),

@@ -122,6 +122,18 @@ def test_a_scene_without_data_cannot_be_scaled(tmp_path):
     assert code(look, nan, Recipe(tile_px=16)) == "no_data"
 
 
+def test_a_scene_with_little_data_is_scaled_by_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "_SAMPLE_PX", 16)
+    monkeypatch.setattr(probe, "_SAMPLE_WINDOWS", 2)
+    pixels = np.zeros((3, 256, 256), np.uint16)
+    pixels[:, 32:64, 96:128] = land(3, "uint16", side=32)
+    path = write(tmp_path / "x.tif", pixels, nodata=0)
+    # Of 256 windows 4 have data; the two of these scenes' samples have none.
+    expected = percentile_bounds(pixels[:, 32:48, 96:128].reshape(3, -1), (1, 99))
+    found = [probed(files_of(path), Recipe(tile_px=16), scene=f"{number:016x}") for number in range(2)]
+    assert [(row["low"], row["high"]) for row in found] == [expected] * 2
+
+
 def test_a_damaged_block_in_the_sample_is_a_rejection(tmp_path):
     path = tmp_path / "x.tif"
     write(path, land(3, "uint16", side=256), driver="COG", blocksize=128)

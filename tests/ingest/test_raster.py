@@ -180,6 +180,8 @@ def test_gsd_is_in_metres_whatever_the_crs(tmp_path):
     rotated = header(write(tmp_path / "rot.tif", land(3), crs="EPSG:32633", transform=turned))
     assert rotated.gsd_m == pytest.approx(2.0)
     assert rotated.transform == pytest.approx(tuple(turned)[:6])
+    unplaced = header(write(tmp_path / "crs.tif", land(3), crs="EPSG:32633"))
+    assert (unplaced.gsd_m, unplaced.transform, unplaced.crs) == (None, None, None)
     nowhere = header(write(tmp_path / "png", land(3), driver="PNG"))
     assert (nowhere.gsd_m, nowhere.transform, nowhere.crs) == (None, None, None)
 
@@ -246,6 +248,7 @@ def test_acquisition_time_comes_from_the_tag(tmp_path):
     assert header(path).time == datetime(2023, 7, 15, 10, 30, tzinfo=UTC)
     assert raster.parse_time("2023-07-15T10:30:00.123Z") == datetime(2023, 7, 15, 10, 30, tzinfo=UTC)
     assert raster.parse_time("yesterday") is None
+    assert raster.parse_time("0001:01:01 00:00:00") is None  # no date, as some programs write it
 
 
 def test_lonlat():

@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rasterio.windows import Window
 
+from ingest.raster import block_ranges
 from ingest.reader import open_reader
 from ingest.reasons import SceneRejectedError
 from tests.ingest.rasters import code, copy_cut_short, land, smooth, write
@@ -97,6 +98,23 @@ def test_a_damaged_png_gives_nothing(tmp_path):
     path.write_bytes(data[: text + 6] + b"#" + data[text + 7 :])
     with open_reader(str(path), "PNG") as reader:
         assert np.array_equal(reader.read(BANDS, rows(0, 64, side=64))[0], land(3, side=64))
+
+
+def test_damaged_jpeg_inside_a_tiff_costs_its_own_block(tmp_path):
+    path = tmp_path / "x.tif"
+    write(path, smooth(3, 256), driver="COG", blocksize=128, compress="jpeg", overviews="none")
+    with open_reader(str(path), "GTiff") as reader:
+        whole, _ = reader.read(BANDS, rows(0, 256))
+        offset, size = block_ranges(reader.source, BANDS, Window(0, 0, 1, 1))[0]
+    data = bytearray(path.read_bytes())
+    data[offset + size // 2 : offset + size] = bytes(size - size // 2)
+    path.write_bytes(data)
+    with open_reader(str(path), "GTiff") as reader:
+        for _ in range(2):
+            told = rejection(reader, rows(0, 256))
+            assert told == ("corrupt", "libjpeg: Premature end of JPEG file")
+            assert np.array_equal(reader.read(BANDS, rows(128, 256))[0], whole[:, 128:])
+            assert np.array_equal(reader.read(BANDS, Window(128, 0, 128, 128))[0], whole[:, :128, 128:])
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"progressive": False}])

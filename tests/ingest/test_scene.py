@@ -31,6 +31,9 @@ def facts(count, descriptions=(), colours=()):
         (facts(13, [], ["gray"] + ["undefined"] * 12), Recipe(source_bands=(4, 3, 2)), (4, 3, 2)),
         (facts(16, [f"B{n}" for n in range(16)]), Recipe(source_bands=("b3", 2, "B1")), (4, 2, 2)),
         (facts(1, [], ["gray"]), Recipe(replicate_grey=True), (1, 1, 1)),
+        (facts(3, ["Band 1", "layer_02", "3"], ["gray", "undefined", "undefined"]), Recipe(), (1, 2, 3)),
+        (facts(3, ["B04", "B03", "B02"], ["red", "green", "blue"]), Recipe(), (1, 2, 3)),
+        (facts(3, ["B02", "b03", "B04"]), Recipe(bands=("B04", "B03", "B02")), (3, 2, 1)),
         (facts(4, ["red", "green", "blue", "nir"]), Recipe(bands=("nir", "red"), encoding="npy"), (4, 1)),
         (facts(4, ["red", "green", "blue", "QA"]), Recipe(cloud_band="qa", cloud_bits=(1,)), (1, 2, 3, 4)),
     ],
@@ -49,6 +52,10 @@ def test_a_palette_supplies_red_green_and_blue():
         (facts(1, [], ["gray"]), Recipe()),
         (facts(1, [], ["palette"]), Recipe(bands=("a", "b"), encoding="npy", replicate_grey=True)),
         (facts(2, [], ["gray", "alpha"]), Recipe()),
+        (facts(3, ["nir", "red", "green"], ["red", "green", "blue"]), Recipe()),
+        (facts(4, ["Blue", "Green", "Red", "Red"], []), Recipe()),
+        (facts(3, ["VV", "VH", "angle"], ["gray", "undefined", "undefined"]), Recipe()),
+        (facts(3, ["Band 3", "Band 2", "Band 1"], ["gray", "undefined", "undefined"]), Recipe()),
         (facts(13, [], ["gray"] + ["undefined"] * 12), Recipe()),
         (facts(3, [], ["red", "green", "blue"]), Recipe(source_bands=(1, 2, 4))),
         (facts(3, [], ["red", "green", "blue"]), Recipe(bands=("red", "nir"), encoding="npy")),
@@ -76,7 +83,7 @@ def test_descriptions_that_are_not_utf8_do_not_count(tmp_path):
 def test_found_bands_exist(count, colours):
     colours = (colours + ["undefined"] * count)[:count]
     named = sorted(colours.count(name) for name in ("red", "green", "blue")) == [1, 1, 1]
-    if not named and count not in (3, 4):
+    if not named and (count not in (3, 4) or set(colours) & {"red", "green", "blue"}):
         assert code(find_bands, Recipe(), facts(count, [], colours)) == "bands_missing"
         return
     found = find_bands(Recipe(), facts(count, [], colours))
