@@ -21,7 +21,7 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="module")
-def world(object_store, tmp_path_factory):
+def world(object_store, tmp_path_factory, request):
     import s3fs
 
     scenes = tmp_path_factory.mktemp("scenes")
@@ -42,7 +42,7 @@ def world(object_store, tmp_path_factory):
             # A cluster that `ray.init` starts wants its token; who joins it must say so, here too.
             patch.setenv("RAY_AUTH_MODE", "token")
             Config.initialize("")
-            yield World(f"{object_store}/faults", proxy, address, process.pid, scenes)
+            yield World(f"{object_store}/{request.module.__name__}", proxy, address, process.pid, scenes)
         finally:
             process.stdin.close()
             process.wait(60)
