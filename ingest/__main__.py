@@ -9,6 +9,9 @@ from ingest.config import IngestConfig, RebuildConfig
 from shards import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from ingest.outcome import Outcome
     from ingest.run import IncompleteError
 
@@ -94,6 +97,10 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
+def _told(operation: Mapping[str, Any]) -> str:
+    return f"{operation['op']} {operation.get('where', operation.get('distance', ''))}"
+
+
 def _report(outcome: Outcome, out: str) -> None:
     """Print what came out; `out` is the dataset's URL as the user wrote it."""
     from rich.console import Console
@@ -120,6 +127,10 @@ def _report(outcome: Outcome, out: str) -> None:
     print(f"bands (mean ± std): {bands}")
     if outcome.gone:
         print(f"{outcome.gone} scenes are no longer where they were; their tiles stay (leave them out: shards select)")
+    if outcome.selection:
+        number, steps = outcome.selection.version, ", ".join(map(_told, outcome.selection.record["operations"]))
+        later = f"version {version.version} does not repeat it" if outcome.created else "it is the newest"
+        print(f"version {number} is a selection ({steps}): {later}")
     print(f"digest: {version.digest}")
     print(f"card: {out.rstrip('/')}/card.html   log: {out.rstrip('/')}/ingest.jsonl")
     print(f"next: make pretrain DATA={out} RUN=<folder or URL>")

@@ -48,6 +48,8 @@ class Outcome:
     gone: int
     """Scenes of the version that are no longer where they were; their tiles stay."""
     left_out: LeftOut
+    selection: Version | None
+    """The newest version before, if `shards select` or `dedup` made it: this one does not repeat that."""
 
     @property
     def rejected(self) -> Counter[str]:

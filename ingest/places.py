@@ -1,6 +1,7 @@
 """Which places a list or catalogue may name: those below its own folder, and below prefixes that the user allowed.
 
-Functions of texts (and of the current folder, where a path is relative): nothing is opened, no link is followed. Lists
+Functions of texts (and of the current folder, where a path is relative): nothing is opened, and links are followed
+only where the user himself wrote "..". Lists
 come from anywhere; without this a row could name any file of the machine that reads it, or any server in its reach.
 """
 
@@ -63,7 +64,11 @@ def located(config: IngestConfig) -> IngestConfig:
 
 
 def _located(url: str) -> str:
-    return str(storage.local_path(url).absolute()) if storage.is_local(url) else url
+    if not storage.is_local(url):
+        return url
+    path = storage.local_path(url).absolute()
+    # "..", which no place may have, leads elsewhere behind a link: only then are links followed.
+    return str(path.resolve() if ".." in path.parts else path)
 
 
 def resolve(document: str, href: str) -> str:

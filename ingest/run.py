@@ -309,7 +309,9 @@ class _Run:
         left_out = count_left_out(out, version, self._inventory["scene"])
         renew_card(out, version if created else read_version(out))
         self._log.add("done", version=version.version, digest=version.digest, created=created, gone=gone)
-        return Outcome(url=out, version=version, created=created, gone=gone, left_out=left_out)
+        is_selection = self._parent is not None and self._parent.version != self._newest
+        selection = read_version(out, self._newest) if is_selection else None
+        return Outcome(url=out, version=version, created=created, gone=gone, left_out=left_out, selection=selection)
 
 
 def _of_scenes(tiles: pa.Table, scenes: pa.ChunkedArray) -> pa.Table:

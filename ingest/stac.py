@@ -106,7 +106,7 @@ def read_geoparquet(scenes: str, places: Places, recipe: Recipe) -> Iterator[pa.
     with on_disk(scenes) as path, pq.ParquetFile(path) as table:
         names = [name for name in (*_TOP_LEVEL, *_PROPERTIES) if name in table.schema_arrow.names]
         for batch in table.iter_batches(_GEOPARQUET_ROWS, columns=names):
-            documents = [Document(url, _item(values)) for values in batch.to_pylist()]
+            documents = [_geoparquet_item(url, values) for values in batch.to_pylist()]
             rows = [_row(document, places, recipe) | {"row": row + at} for at, document in enumerate(documents, 1)]
             row += len(rows)
             yield pa.Table.from_pylist(rows, FOUND)
@@ -115,6 +115,13 @@ def read_geoparquet(scenes: str, places: Places, recipe: Recipe) -> Iterator[pa.
 def is_geoparquet(names: Iterable[str]) -> bool:
     """Say by its columns whether a Parquet file holds STAC items."""
     return {"id", "assets"} <= set(names)
+
+
+def _geoparquet_item(url: str, values: Mapping[str, Any]) -> Document:
+    try:
+        return Document(url, _item(values))
+    except _BROKEN as error:
+        return _broken(url, error)
 
 
 def _item(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +198,7 @@ def _read(url: str) -> Document:
     try:
         content = StorageIO().read_json(url)
         if content.get("type") == "FeatureCollection":
+            _require_links(content)
             return Document(url, {**content, "features": list(content["features"])})
     except _BROKEN as error:
         return _broken(url, error)
@@ -199,9 +207,21 @@ def _read(url: str) -> Document:
 
 def _document(url: str, content: Any) -> Document:
     try:
-        return Document(url, _updated(content))
+        updated = _updated(content)
+        _require_links(updated)
     except _BROKEN as error:
         return _broken(url, error)
+    return Document(url, updated)
+
+
+def _require_links(content: Mapping[str, Any]) -> None:
+    """Raise ValueError where links are not as STAC has them: followed ones need a place."""
+    links = content.get("links") or []
+    if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
+        raise ValueError("its links are no list of objects")
+    for link in links:
+        if link.get("rel") in ("item", "child", "next") and not isinstance(link.get("href"), str):
+            raise ValueError(f"a link to {link['rel']} has no href")
 
 
 def _broken(url: str, error: Exception) -> Document:

@@ -62,7 +62,9 @@ def _scene_row(item: Json, document: str, places: Places, recipe: Recipe) -> dic
     refused = next((file["path"] for file in files if file.pop("is_refused")), None)
     if refused is not None:
         return {**row, "reason": "not_allowed", "detail": refused}
-    offsets = {item_offset(assets[key], properties) for band, key in chosen.items() if band != recipe.cloud_band}
+    # A file of all bands has no name, and a recipe without a cloud band none for it.
+    measured = [key for band, key in chosen.items() if not band or band != recipe.cloud_band]
+    offsets = {item_offset(assets[key], properties) for key in measured}
     if len(offsets) > 1:
         return {**row, "reason": "bands_missing", "detail": f"its bands have different offsets: {_sorted(offsets)}"}
     sizes = [file["size"] for file in files]

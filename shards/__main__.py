@@ -35,7 +35,7 @@ _COMMANDS = {
         "to resume from, all by the names that they give, and their unfinished uploads; other files stay. "
         "Versions of OTHER datasets that point to "
         "shards here (select --out, dedup --out) are not known: if a version here that has them is gone, they lose "
-        "them. No run may be writing here that was paused longer than --min_age_h"
+        "them. No run may be paused here for longer than --min_age_h"
     ),
 }
 _WHERE = (

@@ -19,7 +19,8 @@ class Axis:
     least: int | None = None
     """No bin below is ever shown."""
     merges: tuple[int, ...] = (1,)
-    """Neighbouring bins that may be drawn as one, ascending; the first that leaves up to 60 bars is taken."""
+    """Neighbouring bins that may be drawn as one, ascending; the first that leaves up to 60 bars is taken, if none does
+    a multiple of the last."""
     discrete: bool = False
     """A bin is a value of its own: its name stands below the bar, not at its left edge."""
 
@@ -54,6 +55,8 @@ def _range(bins: Mapping[int, int], axis: Axis) -> tuple[int, int, int]:
         return axis.first, axis.last, 1
     first, last = min(bins), max(bins)
     merge = next((m for m in axis.merges if (last - first) // m < 60), axis.merges[-1])
+    while (last - first) // merge >= 60:  # a date or a size that is a placeholder
+        merge *= 2
     first, last = first // merge * merge, last // merge * merge
     short = max(0, 12 - (last - first) // merge - 1)
     start = first - short // 2 * merge
@@ -63,7 +66,7 @@ def _range(bins: Mapping[int, int], axis: Axis) -> tuple[int, int, int]:
 
 def _ticks(first: int, merge: int, num_bars: int, axis: Axis) -> str:
     step = _WIDTH / num_bars
-    every = next(n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 48) if num_bars / n <= 5)
+    every = next(n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 48) if num_bars / n <= 5)  # of at most 60
     parts = []
     for place in range(0, num_bars + (not axis.discrete), every):
         x = step * (place + 0.45 * axis.discrete)

@@ -27,6 +27,8 @@ FOLDERS = ("shards", "tables", "plans", "probes", "inventories", "index", "group
 Groups come last: a marker that is written during the listing still counts.
 """
 
+_RESUMED_FROM = ("groups/", "probes/", "inventories/")
+_LOG = "ingest.jsonl"
 _HOUR_S = 3600.0
 _READ_AHEAD = 16
 _OURS = re.compile(
@@ -55,8 +57,9 @@ def is_ours(path: str) -> bool:
 def find_orphans(url: str, *, min_age_h: float, now_s: float) -> list[FileInfo]:
     """Return the files of our own form that neither a version nor a marker that stays names, sorted by path.
 
-    A marker itself is named by nothing: it stays until it is old enough. Versions and markers are read after the
-    listing: what is committed meanwhile keeps its files. A file whose store tells no time counts as new.
+    A marker itself is named by nothing: it stays until it is old enough. While an ingest goes on (a marker or its log
+    is young) all that it resumes from stays, however old: it may have begun days ago. Versions and markers are read
+    after the listing: what is committed meanwhile keeps its files. A file whose store tells no time counts as new.
 
     Args:
         url: the dataset.
@@ -68,13 +71,22 @@ def find_orphans(url: str, *, min_age_h: float, now_s: float) -> list[FileInfo]:
     """
     read_version(url)
     oldest = now_s - min_age_h * _HOUR_S
+
+    def is_old(info: FileInfo) -> bool:
+        return min_age_h <= 0 or (info.modified_s is not None and info.modified_s <= oldest)
+
     found: list[FileInfo] = []
     markers: list[str] = []
+    goes_on = storage.exists(log := storage.child(url, _LOG)) and not is_old(storage.stat(log))
     for info in _stored(url):
-        if min_age_h <= 0 or (info.modified_s is not None and info.modified_s <= oldest):
+        if is_old(info):
             found.append(info)
         elif _MARKER.fullmatch(info.path):
             markers.append(info.path)
+            goes_on = True
+    if goes_on:
+        markers += [info.path for info in found if _MARKER.fullmatch(info.path)]
+        found = [info for info in found if not info.path.startswith(_RESUMED_FROM)]
     named = {*_named_by_versions(url), *_named_by_markers(url, markers)}
     return [info for info in sorted(found, key=lambda info: info.path) if info.path not in named]
 

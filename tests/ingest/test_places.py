@@ -97,6 +97,17 @@ def test_places_of_a_local_list_are_absolute(tmp_path, monkeypatch):
     assert places.url("a.tif") == f"{tmp_path}/lists/a.tif"
 
 
+def test_a_list_and_a_prefix_may_be_given_by_the_folder_above(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = located(IngestConfig(scenes="../list.csv", out="../out", allow=("../more",)))
+    assert (config.scenes, config.out) == (f"{tmp_path}/list.csv", f"{tmp_path}/out")
+    places = places_of("../list.csv", ("../more",))
+    assert places == places_of(config.scenes, config.allow)
+    assert places.find("sub/a.tif") == "sub/a.tif"
+    assert places.find(f"{tmp_path}/more/a.tif") == "more/a.tif"
+
+
 def test_local_paths_are_located_once_and_urls_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = located(IngestConfig(scenes="lists/a.csv", out="./data/", allow=("more/", "s3://x/", "/mnt/"), seed=3))

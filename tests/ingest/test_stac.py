@@ -92,6 +92,20 @@ def test_a_static_catalogue_is_walked(tmp_path):
     assert rows[2]["files"][0]["path"] == "x/blue.tif"
 
 
+@pytest.mark.parametrize(
+    "links", [[{"rel": "item", "title": "no href"}], ["x"], [{"rel": "child", "href": 5}], {"rel": "item"}]
+)
+def test_a_catalogue_with_broken_links_costs_no_other(tmp_path, links):
+    good = catalogue(("child", "broken.json"), ("child", "page.json"), ("item", "a.json"))
+    pages = {"broken.json": catalogue(links=links), "page.json": collection(item("b"), links=links)}
+    write(tmp_path, {"catalog.json": good, "a.json": item("a"), **pages})
+    rows = read(tmp_path / "catalog.json")
+    assert [(row["path"], row["reason"]) for row in rows if not row["reason"]] == [("c/a", None)]
+    assert [row["reason"] for row in rows if row["reason"]] == ["corrupt", "corrupt"]
+    with pytest.raises(UserError, match=r"broken\.json is no STAC document: no STAC: "):
+        read(tmp_path / "broken.json")
+
+
 def test_links_that_lead_nowhere_or_outside_are_rows(tmp_path):
     links = [("item", "none.json"), ("item", "../secret.json"), ("item", "bad.json"), ("item", "http://127.0.0.1/x")]
     write(tmp_path / "in", {"c.json": catalogue(*links, ("child", "file:///etc/passwd")), "bad.json": '{"a": 1'})
@@ -165,6 +179,13 @@ def test_geoparquet_gives_what_json_gives(tmp_path):
     assert [row["reason"] for row in expected] == [None, None]
     assert read(tmp_path / "all.parquet", allow=("s3://archive",), source=read_geoparquet) == expected
     assert read(tmp_path / "texts.parquet", allow=("s3://archive",), source=read_geoparquet) == expected
+
+
+def test_a_row_of_geoparquet_that_is_no_item_is_a_row(tmp_path):
+    table = pa.table({"id": ["a", "b"], "assets": ["{", json.dumps(item("b")["assets"])], "collection": ["c", "c"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    rows = read(tmp_path / "x.parquet", source=read_geoparquet)
+    assert [row["reason"] for row in rows] == ["corrupt", None]
 
 
 def test_times_of_geoparquet_are_times(tmp_path):

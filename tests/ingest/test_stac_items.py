@@ -72,6 +72,12 @@ def test_what_is_no_size_is_unknown(size):
     assert row(assets={name: asset(f"{name}.tif", **{"file:size": size}) for name in RGB.bands})["size"] is None
 
 
+@pytest.mark.parametrize("recipe", [Recipe(), RGB, Recipe(source_bands=(1, 2, 3))])
+def test_one_file_of_all_bands_is_a_scene(recipe):
+    found = row(recipe, assets={"visual": {"href": "../x.tif", "roles": ["visual"]}})
+    assert (found.get("reason"), [file["path"] for file in found["files"]]) == (None, ["x.tif"])
+
+
 def test_the_cloud_band_is_a_file_too():
     recipe = Recipe(source_bands=("red", "green", "blue"), cloud_band="scl", cloud_values=(3,))
     assert [file["band"] for file in row(recipe)["files"]] == ["blue", "green", "red", "scl"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from ingest.__main__ import main
+from ingest.__main__ import _report, main
 from ingest.cluster import cluster
 from ingest.config import IngestConfig, RebuildConfig
 from ingest.rebuild import rebuild
@@ -122,15 +122,18 @@ def test_scenes_that_are_gone_stay_and_are_told(grown, tmp_path):
     assert not outcome.created
 
 
-def test_an_ingest_after_a_selection_builds_upon_the_ingest(grown, tmp_path):
+def test_an_ingest_after_a_selection_builds_upon_the_ingest(grown, tmp_path, capsys):
     scenes, out, *_ = grown
     shutil.copytree(out, tmp_path / "data")
     shutil.copytree(scenes, tmp_path / "scenes", copy_function=shutil.copy2)
     data = str(tmp_path / "data")
     selected = select(data, "x = 0")[1]
     assert selected.version == 3
-    assert not ingest(configure(scenes, data)).created
+    outcome = ingest(configure(scenes, data))
+    assert not outcome.created
     assert read_version(data).version == 3
+    _report(outcome, data)
+    assert "version 3 is a selection (select x = 0): it is the newest\n" in capsys.readouterr().out
 
 
 def test_rebuild_gives_the_same_digest(grown, tmp_path):

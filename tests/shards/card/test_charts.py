@@ -21,6 +21,13 @@ def test_no_count_is_lost(bins):
         assert 14 <= float(y) < float(y) + float(height) <= 114.1
 
 
+def test_a_placeholder_far_away_leaves_few_bars():
+    for far in (10**5, 10**9):
+        picture = histogram("title", {0: 3, far: 1}, NUMBERS)
+        assert picture.count("<title>") == 2
+        assert 2 <= picture.count('class="tick"') <= 8
+
+
 def test_bars_stand_in_proportion_and_a_single_tile_shows():
     picture = histogram("title", {0: 100, 1: 50, 2: 1}, Axis(name=str, first=0, last=3))
     assert re.findall(r'height="([\d.]+)"><title>([^<]*)', picture) == [

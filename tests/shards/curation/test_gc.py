@@ -163,6 +163,20 @@ def test_young_files_stay(url):
     assert len(find_orphans(url, min_age_h=0, now_s=time.time())) == len(ORPHANS)
 
 
+@pytest.mark.parametrize("fresh", ["ingest.jsonl", f"groups/{HEX32[::-1]}.json"])
+def test_what_an_ingest_that_goes_on_has_made_stays_however_old(url, fresh):
+    finished, idle = f"shards/{HEX64}.tar", f"shards/{HEX64[::-1]}.tar"
+    write(url, [path for path in ORPHANS if path.startswith(("groups/", "probes/", "inventories/"))], 30)
+    write(url, [finished, idle], 30)
+    write(url, [MARKER, fresh], 30)
+    for path in (MARKER, fresh):
+        Path(url, path).write_text(json.dumps({"shards": [{"url": finished}] if path == MARKER else []}))
+    os.utime(Path(url, MARKER), (time.time() - 30 * 3600,) * 2)
+    assert [info.path for info in find_orphans(url, min_age_h=24, now_s=time.time())] == [idle]
+    os.utime(Path(url, fresh), (time.time() - 30 * 3600,) * 2)
+    assert finished in {info.path for info in find_orphans(url, min_age_h=24, now_s=time.time())}
+
+
 def test_a_folder_without_a_version_is_refused(tmp_path):
     write(str(tmp_path), ORPHANS, 99)
     with pytest.raises(UserError, match="holds no dataset"):
