@@ -288,7 +288,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """Newest checkpoints to keep; exports are all kept."""
     keep_every: str | None = None
-    """Duration between checkpoints that are kept for good, beside the newest."""
+    """Duration between checkpoints that are kept for good, beside the newest: the nearest multiple of every."""
     deadline_s: float = 25.0
     """Seconds from SIGTERM until a step that is still under way is given up, and the run leaves without saving. What
     remains of the time until the machine is taken away is for saving; Kubernetes kills after 30 s."""

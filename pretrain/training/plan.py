@@ -31,7 +31,7 @@ class Plan:
     checkpoint_steps: int
     """Between two checkpoints."""
     keep_steps: int | None
-    """Between two checkpoints that are kept for good."""
+    """Between two checkpoints that are kept for good: a multiple of `checkpoint_steps`."""
 
     def rates(self, step: int) -> Rates:
         """Return the rates of a step, counted from 0."""
@@ -72,12 +72,15 @@ def make_plan(config: Config, num_samples: int) -> Plan:
                 f"schedule.{name} {duration!r} is longer than the run, schedule.length {schedule.length!r} "
                 f"({num_steps} steps): shorten it, e.g. to '10 %'"
             )
+    checkpoint_steps, keep_every = max(1, steps(config.checkpoint.every, num_steps)), config.checkpoint.keep_every
+    # Rounded to steps each for itself, one is hardly ever a multiple of the other: 10 epochs 391, 1 epoch 39.
+    num_between = max(1, round(steps(keep_every, num_steps) / checkpoint_steps)) if keep_every else None
     return Plan(
         schedule=schedule,
         num_steps=num_steps,
         stop_step=min(num_steps, config.max_steps or num_steps),
         lr_warmup_steps=steps(schedule.lr_warmup, num_steps),
         temperature_warmup_steps=steps(schedule.teacher_temperature_warmup, num_steps),
-        checkpoint_steps=max(1, steps(config.checkpoint.every, num_steps)),
-        keep_steps=max(1, steps(keep_every, num_steps)) if (keep_every := config.checkpoint.keep_every) else None,
+        checkpoint_steps=checkpoint_steps,
+        keep_steps=num_between * checkpoint_steps if num_between else None,
     )
