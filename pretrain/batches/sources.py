@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretrain.batches.colour import Colour
 from pretrain.config import Config
-from pretrain.training.ranks import local_world
+from pretrain.training.ranks import node_world
 from shards import storage
 from shards.dataset import Dataset, open_dataset
 from shards.errors import UserError
@@ -195,7 +195,6 @@ def continued_stream(
     *,
     rank: int = 0,
     world: int = 1,
-    node_ranks: int | None = None,
     queued_steps: int = 0,
 ) -> Iterator[Stream]:
     """Yield a rank's stream, from a state on, with a cache for what lies in a bucket.
@@ -206,11 +205,10 @@ def continued_stream(
         state: of the stream.
         rank: in [0, world).
         world: number of ranks; divides the batch.
-        node_ranks: ranks whose caches share this machine's disk; by default as many as torchrun started here.
         queued_steps: that are read before they are used, by workers.
 
     Raises:
-        UserError: the state is that of other data, or the cache does not fit.
+        UserError: the state is that of other data, or the caches of this machine's ranks do not fit.
     """
     loader = config.loader
     stream = open_stream(
@@ -227,7 +225,7 @@ def continued_stream(
         return
     folder = Path(loader.cache or tempfile.gettempdir())
     limit_bytes = round(loader.cache_gb * 1e9) if loader.cache_gb else None
-    node_ranks = min(node_ranks or local_world(), world)
+    node_ranks = min(node_world(), world)
     need = opening_need(stream, node_ranks=node_ranks, queued_steps=queued_steps)
     require_fits(need, folder=folder, limit_bytes=limit_bytes, node_ranks=node_ranks, options="--loader.")
     with cached(stream, folder, limit_bytes or need.rank_bytes, queued_steps=queued_steps):

@@ -151,5 +151,10 @@ def local_rank() -> int:
 
 
 def local_world() -> int:
-    """Return how many ranks this machine has."""
+    """Return how many ranks share the cores of this one."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def node_world() -> int:
+    """Return how many ranks this machine has: they share its disk, though each may have been given its own cores."""
+    return int(os.environ.get("NODE_RANKS") or local_world())

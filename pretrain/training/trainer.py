@@ -26,7 +26,7 @@ from pretrain.training.allocation import keep_freed_memory
 from pretrain.training.network import Network, make_network
 from pretrain.training.optim import make_optimiser, set_rates
 from pretrain.training.plan import Plan, Rates, make_plan
-from pretrain.training.ranks import Ranks, local_rank, local_world
+from pretrain.training.ranks import Ranks, local_rank, local_world, node_world
 from pretrain.training.threads import available_cores, trainer_threads
 from shards.errors import UserError
 from shards.keyed import hash64
@@ -274,7 +274,7 @@ def choose_device(config: Config) -> torch.device:
         return torch.device("cpu")
     if number >= available:
         raise UserError(
-            f"device {config.device}: this machine has {available} CUDA devices for {local_world()} ranks; "
+            f"device {config.device}: this machine has {available} CUDA devices for {node_world()} ranks; "
             "start as many ranks as devices, or use --device cpu"
         )
     device = torch.device("cuda", number)

@@ -73,7 +73,8 @@ def test_bands_may_stand_in_another_order(tiny, tmp_path, write_dataset):
     assert sources.places == ((0, 1, 2), (2, 1, 0))
 
 
-def test_the_caches_of_a_machine_must_fit_together(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [{"LOCAL_WORLD_SIZE": "3"}, {"LOCAL_WORLD_SIZE": "1", "NODE_RANKS": "3"}])
+def test_the_caches_of_a_machine_must_fit_together(tiny, tmp_path, monkeypatch, place):
     sources = open_sources(tiny)
     for dataset in sources.datasets:
         dataset.shards = [replace(shard, local=False) for shard in dataset.shards]
@@ -86,7 +87,8 @@ def test_the_caches_of_a_machine_must_fit_together(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("shards.streaming.room.shutil", SimpleNamespace(disk_usage=lambda _: usage))
     with continued_stream(config, sources, state, rank=1, world=4) as alone:
         assert alone.cache is not None
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
     told = r"the caches of 3 ranks need .* are free: free some, .* --loader\.cache"
     with pytest.raises(UserError, match=told), continued_stream(config, sources, state, rank=1, world=4):
         pass

@@ -26,7 +26,8 @@ name, mode = os.environ["RANK"], sys.argv[-1]
 told = []
 signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
 place = Path(f"place-{name}")
-place.write_text(" ".join(os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+told_of = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANKS")
+place.write_text(" ".join(os.environ[key] for key in told_of if key in os.environ))
 place.rename(f"rank-{name}")  # only now: whoever waits for the file reads it at once
 while mode == "train" and not told:
     time.sleep(0.05)
@@ -170,14 +171,19 @@ def cluster(ranks, monkeypatch):
     return ranks
 
 
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_CPUS_PER_TASK": "1"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "node[0-1]",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_CPUS_PER_TASK": "1",
+}
 
 
 def test_slurm_requeues_what_was_stopped(cluster):
     process = start(cluster, LAUNCH / "slurm.sbatch", "train", **SLURM)
     wait_for(cluster / "rank-0", process)
     wait_for(cluster / "rank-1", process)
-    assert {(cluster / f"rank-{rank}").read_text() for rank in (0, 1)} == {"0 0 2", "1 1 2"}
+    assert {(cluster / f"rank-{rank}").read_text() for rank in (0, 1)} == {"0 0 2 2", "1 1 2 2"}
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 0, process.communicate()
     assert [(cluster / f"end-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
