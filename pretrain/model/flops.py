@@ -65,7 +65,9 @@ def _part_flops(config: Config, num_bands: int, batch: int) -> StepFlops:
     """Count a micro-batch."""
     views, model = config.views, config.model
     values = num_bands * model.patch_px**2
-    global_sets, local_sets = config.set_sizes(model.image_px), config.set_sizes(views.local_px)
+    global_sets = config.set_sizes(model.image_px)
+    # Without local views their side may be any, and be too small for a patch.
+    local_sets = config.set_sizes(views.local_px) if views.num_local else global_sets
     num_global, num_local = views.num_global * batch, views.num_local * batch
     taught_global, taught_local = (
         number * (size in config.teacher_sizes) for number, size in ((num_global, "global"), (num_local, "local"))

@@ -25,6 +25,9 @@ VARIANTS = {
     "no stochastic depth": replace(SMALL, model=replace(SMALL.model, drop_path=0.0)),
     "hardly an image left": replace(SMALL, model=replace(SMALL.model, drop_path=0.95)),
     "no local views": replace(SMALL, views=replace(SMALL.views, num_local=0)),
+    "patches that no local view has": replace(
+        SMALL, model=replace(SMALL.model, patch_px=32), views=replace(SMALL.views, num_local=0, local_px=24)
+    ),
     "one view": replace(SMALL, views=replace(SMALL.views, num_global=1, num_local=1)),
     "deeper": replace(SMALL, model=replace(SMALL.model, depth=8)),
     "mostly attention": replace(SMALL, model=replace(SMALL.model, image_px=128, width=16, heads=1)),
