@@ -60,7 +60,8 @@ def _cpu_mounts(root: Path) -> Iterator[tuple[int, PurePosixPath, PurePosixPath]
         # See proc(5): number, parent, device, root, place, options, any number of fields, -, type, source, options.
         before, _, after = line.partition(" - ")
         group_root, place = map(PurePosixPath, before.split()[3:5])
-        kind, _, options = after.split()
+        # Source and options may be empty or, as some systems write them, hold blanks.
+        kind, *_, options = after.split(" ")
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
             yield 2 if kind == "cgroup2" else 1, group_root, place
 

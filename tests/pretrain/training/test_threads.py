@@ -42,6 +42,14 @@ def test_the_root_group_has_no_quota_file(tmp_path):
     assert cgroup_cores(system(tmp_path, V2, path="/", quotas={})) == math.inf
 
 
+def test_mounts_without_a_source_or_with_blanks_in_their_options_are_passed_over(tmp_path):
+    folder = system(tmp_path, V2, path="/a", quotas={"a": "150000 100000"})
+    mounts = folder / "proc/self/mountinfo"
+    others = ["40 22 0:40 / /tmp rw - tmpfs  rw", "41 22 0:41 / /drive rw - 9p drvfs rw,path=C:\\Program Files;fd=3"]
+    mounts.write_text("\n".join([*others, mounts.read_text()]))
+    assert cgroup_cores(folder) == 1.5
+
+
 def test_version_1_has_its_own_files(tmp_path):
     folder = "cpu,cpuacct"
     quotas = {folder: "-1 100000", f"{folder}/pods": "600000 100000", f"{folder}/pods/x": "125000 50000"}
