@@ -17,7 +17,7 @@ from pretrain.pages.samples import ShownSample, sample_html
 from pretrain.pages.show import ShowConfig
 from pretrain.pages.shown import Subject, read_samples
 from pretrain.runs.checkpoint import load_newest
-from pretrain.runs.record import read_run, require_same_data
+from pretrain.runs.record import read_run, require_same_data, with_own_weights
 from shards import storage
 from shards.dataset import CorruptSampleError
 from shards.errors import UserError
@@ -65,6 +65,7 @@ def open_subject(show: ShowConfig) -> Subject:
     record = read_run(config)
     if record is None:
         raise UserError(f"{run} holds no run: give the folder that `python -m pretrain --run` wrote, or leave --run")
+    config = with_own_weights(config)
     sources = open_sources(config, record.dataset_versions)
     require_same_data(config, record, sources.digests)
     with storage.user_errors(run):

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.runs.card import CONFIG_FILE, CURVES, CURVES_FILE, Facts, configuration, write_card
 from pretrain.runs.exports import Export, list_exports, read_export
-from pretrain.runs.record import FORMAT, FORMAT_VERSION
+from pretrain.runs.record import FORMAT, FORMAT_VERSION, last_weights
 from shards import cli, storage
 from shards.errors import UserError
 from shards.storage.scratch import disk_full_told, remove_left_scratch, scratch_folder
@@ -136,7 +134,7 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
     facts = Facts(
         description=export.description,
         record=record,
-        weights=_mixture(config.run),
+        weights=last_weights(config.run),
         rows=rows,
         num_parameters=count_parameters(export.weights),
         has_curves=bool(curves),
@@ -150,13 +148,6 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
         **({CURVES_FILE: curves} if curves else {}),
         "README.md": write_card(facts).encode(),
     }
-
-
-def _mixture(run: str) -> list[float] | None:
-    """Return the weights of a run's datasets as it was last started; None where they have none."""
-    config = yaml.safe_load(storage.read_bytes(storage.join(run, "config.yaml")))
-    weights = [config["weight"], *[each["weight"] for each in config["mix"]]]
-    return None if None in weights else weights
 
 
 def count_parameters(weights: bytes) -> int:

@@ -6,7 +6,7 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -107,6 +107,28 @@ def read_run(config: Config) -> RunRecord | None:
         )
     _require_same(url, content["identity"], identity(config))
     return record
+
+
+def with_own_weights(config: Config) -> Config:
+    """Return a configuration with the weights that its run was last started with, where it gives none itself."""
+    if config.weight is not None:
+        return config
+    with storage.user_errors(config.run):
+        weights = last_weights(config.run)
+    if weights is None or len(weights) != 1 + len(config.mix):
+        return config
+    mix = tuple(replace(each, weight=weight) for each, weight in zip(config.mix, weights[1:], strict=True))
+    return replace(config, weight=weights[0], mix=mix)
+
+
+def last_weights(run: str) -> list[float] | None:
+    """Return the weights of a run's datasets as it was last started; None where they have none."""
+    url = storage.join(run, "config.yaml")
+    if not storage.exists(url):
+        return None
+    config = yaml.safe_load(storage.read_bytes(url))
+    weights = [config["weight"], *[each["weight"] for each in config["mix"]]]
+    return None if None in weights else weights
 
 
 def require_same_data(config: Config, record: RunRecord, digests: Sequence[str]) -> None:

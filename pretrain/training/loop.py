@@ -30,6 +30,7 @@ from pretrain.runs.record import (
     read_run,
     require_same_data,
     versions,
+    with_own_weights,
     write_config,
 )
 from pretrain.runs.refusals import refusals_told
@@ -75,6 +76,8 @@ class Outcome:
 class _Opened:
     """What a start reads before anything is built."""
 
+    config: Config
+    """As given, with the weights that the run has already where none are."""
     record: RunRecord | None
     """None in a new run."""
     sources: Sources
@@ -99,16 +102,16 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
     with joined(config.device) as ranks, ExitStack() as stack:
         device = ranks.agree(lambda: choose_device(config))
         opened = ranks.agree(lambda: _open(config))
-        sources = opened.sources
+        config, sources = opened.config, opened.sources
         own = account(config, sources, device, goes_on=opened.record is not None)
         require_alike(ranks, own, config.run)
-        trainer, step, state = _start(config, opened, ranks, device)
+        trainer, step, state = _start(opened, ranks, device)
         queued_steps = config.loader.workers * STEPS_PER_WORKER
         continued = continued_stream(
             config, sources, state, rank=ranks.rank, world=ranks.world, queued_steps=queued_steps
         )
         stream = ranks.agree(lambda: stack.enter_context(continued))
-        ranks.agree(lambda: _begin(config, opened) if ranks.is_first else None)
+        ranks.agree(lambda: _begin(opened) if ranks.is_first else None)
         position = Position(step=step, samples=state.consumed)
         if step >= trainer.plan.stop_step:
             return _finished(trainer, position)
@@ -117,17 +120,20 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
 
 def _open(config: Config) -> _Opened:
     record = read_run(config)
+    if record:
+        config = with_own_weights(config)
     sources = open_sources(config, record.dataset_versions if record else ())
     colour = make_colour(sources, config)
     if record:
         require_same_data(config, record, sources.digests)
         # The weights may be others by now; what the network is used to must not change with them.
         colour = replace(colour, mean=record.mean, std=record.std)
-    return _Opened(record=record, sources=sources, colour=colour)
+    return _Opened(config=config, record=record, sources=sources, colour=colour)
 
 
-def _begin(config: Config, opened: _Opened) -> None:
+def _begin(opened: _Opened) -> None:
     """Write what says that this run is here."""
+    config = opened.config
     with refusals_told(config.run, "nothing was begun"):
         if opened.record:
             write_config(config)
@@ -144,8 +150,9 @@ def _make_record(opened: _Opened) -> RunRecord:
     )
 
 
-def _start(config: Config, opened: _Opened, ranks: Ranks, device: torch.device) -> tuple[Trainer, int, StreamState]:
+def _start(opened: _Opened, ranks: Ranks, device: torch.device) -> tuple[Trainer, int, StreamState]:
     """Build the trainer and go to the newest checkpoint; return the steps made and where the stream stands."""
+    config = opened.config
     checkpoint = newest_checkpoint(ranks, config)
     trainer = build_trainer(config, opened.sources, opened.colour, ranks, device, starts=checkpoint is None)
     if checkpoint is None:

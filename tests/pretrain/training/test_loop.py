@@ -286,19 +286,6 @@ def test_the_same_samples_in_other_shards_are_refused(tiny, tmp_path, write_data
         train(replace(tiny, data=rebuilt))
 
 
-def test_a_mixture_trains_and_its_weights_may_change(tiny, tmp_path, write_dataset):
-    other = write_dataset(str(tmp_path / "other"), num_samples=6, seed=3)
-    config = replace(tiny, mix=(MixConfig(data=other),))
-    first = train(replace(config, max_steps=3))
-    assert load(first.checkpoint_url)["stream"]["mixture"]["weights"] == [4, 1]
-    changed = replace(config, weight=1, mix=(MixConfig(data=other, weight=1),))
-    last = train(changed)
-    assert load(last.checkpoint_url)["stream"]["mixture"] == {"weights": [1, 1], "start": 30, "taken": [24, 6]}
-    # What the network is used to does not change with the weights.
-    means = [json.loads(Path(outcome.export_url, "model.json").read_text())["mean"] for outcome in (first, last)]
-    assert means[0] == means[1]
-
-
 def damage(url):
     """Flip a byte of a shard's first sample."""
     shard = sorted(Path(url, "shards").iterdir())[0]
