@@ -20,6 +20,8 @@ CURVES = ("loss", "divergence", "feature_spread")
 _LOSSES = ("loss", "global_cls", "local_cls", "divergence", "koleo", "pixel", "teacher_entropy", "teacher_diversity",
            "feature_spread", "feature_rank")  # fmt: skip
 _START = "init_from"
+_HOW = ("accumulate", "activation_checkpointing", "compile", "shard")
+"""Options that may differ from start to start: they decide last bits, and what stochastic depth leaves out."""
 _TAGS = ["timm", "image-feature-extraction", "remote-sensing", "self-supervised-learning", "pera"]
 _USE = """\
 import json
@@ -50,6 +52,8 @@ class Facts:
     """The content of the export's model.json."""
     record: Mapping[str, Any]
     """The content of run.json."""
+    config: Mapping[str, Any]
+    """The content of config.yaml."""
     weights: Sequence[float] | None
     """Shares of the datasets of a mixture, as configured; None: by their sizes."""
     rows: Rows
@@ -73,13 +77,18 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def configuration(record: Mapping[str, Any]) -> str:
+def configuration(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Return the part of a run's configuration that decides what is computed, as YAML for `--config`.
 
     Where the starting weights lay is left out, as the datasets are: `started_from` says whether there were any.
+
+    Args:
+        record: content of run.json.
+        config: content of config.yaml, for what run.json leaves open.
     """
     identity = {key: value for key, value in record["identity"].items() if key != _START}
-    return yaml.safe_dump(nested(identity), sort_keys=False, default_flow_style=None, width=110)
+    how = {name: config[name] for name in _HOW if name in config}
+    return yaml.safe_dump(nested(how | identity), sort_keys=False, default_flow_style=None, width=110)
 
 
 def started_from(record: Mapping[str, Any]) -> str:
@@ -165,7 +174,8 @@ def _data(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    text = "All options that decide what was computed:\n\n```yaml\n" + configuration(facts.record) + "```\n"
+    options = configuration(facts.record, facts.config)
+    text = f"All options that decide what was computed:\n\n```yaml\n{options}```\n"
     if facts.rows:
         last = facts.rows[-1]
         rows = [[f"`{name}`", told(name, last[name]), MEANINGS[name]] for name in _LOSSES if name in last]
@@ -185,7 +195,8 @@ def _again(facts: Facts) -> str:
         f"```\n{shlex.join(words)}\n```\n\n"
         "with datasets of the digests above (`python -m shards digest DATASET1`), in their order"
         f"{f', and the weights it started from, {start}' if start else ''}. The same versions on a CPU with as many "
-        "ranks give the same weights, bit for bit; other devices come close.\n"
+        "ranks and cores give the same weights, bit for bit, if the run was started with these options each time; "
+        "other devices come close.\n"
     )
 
 

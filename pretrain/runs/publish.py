@@ -13,7 +13,7 @@ from typing import Any
 
 from pretrain.runs.card import CONFIG_FILE, CURVES, CURVES_FILE, Facts, configuration, write_card
 from pretrain.runs.exports import Export, list_exports, read_export
-from pretrain.runs.record import FORMAT, FORMAT_VERSION, last_weights
+from pretrain.runs.record import FORMAT, FORMAT_VERSION, last_weights, read_config
 from shards import cli, storage
 from shards.errors import UserError
 from shards.storage.scratch import disk_full_told, remove_left_scratch, scratch_folder
@@ -131,9 +131,11 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
     last_step = export.description["step"]
     rows = [row for row in read_rows(config.run) if row["step"] <= last_step and not stop_kinds(row)]
     curves = draw_curves(read_columns(rows), CURVES)
+    started = read_config(config.run)
     facts = Facts(
         description=export.description,
         record=record,
+        config=started,
         weights=last_weights(config.run),
         rows=rows,
         num_parameters=count_parameters(export.weights),
@@ -144,7 +146,7 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
         "model.safetensors": export.weights,
         "config.json": export.timm,
         "model.json": json.dumps(export.description, indent=2).encode() + b"\n",
-        CONFIG_FILE: configuration(record).encode(),
+        CONFIG_FILE: configuration(record, started).encode(),
         **({CURVES_FILE: curves} if curves else {}),
         "README.md": write_card(facts).encode(),
     }

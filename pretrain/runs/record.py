@@ -123,12 +123,15 @@ def with_own_weights(config: Config) -> Config:
 
 def last_weights(run: str) -> list[float] | None:
     """Return the weights of a run's datasets as it was last started; None where they have none."""
-    url = storage.join(run, "config.yaml")
-    if not storage.exists(url):
-        return None
-    config = yaml.safe_load(storage.read_bytes(url))
-    weights = [config["weight"], *[each["weight"] for each in config["mix"]]]
+    config = read_config(run)
+    weights = [config.get("weight"), *[each["weight"] for each in config.get("mix", ())]]
     return None if None in weights else weights
+
+
+def read_config(run: str) -> dict[str, Any]:
+    """Return the configuration that a run was last started with, as plain values; empty where there is none."""
+    url = storage.join(run, "config.yaml")
+    return yaml.safe_load(storage.read_bytes(url)) or {} if storage.exists(url) else {}
 
 
 def require_same_data(config: Config, record: RunRecord, digests: Sequence[str]) -> None:

@@ -138,6 +138,15 @@ def test_the_configuration_makes_the_same_run_again(out, tiny):
     assert (config.data, config.run, config.max_steps) == ("DATASET1", "RUN", 4)
 
 
+def test_what_decides_the_last_bits_is_part_of_it(tiny, tmp_path):
+    config = replace(tiny, accumulate=5, activation_checkpointing=True)
+    make_run(config)
+    publish(ExportConfig(run=config.run, out=str(tmp_path / "hub")))
+    words = ["--config", str(tmp_path / "hub" / "pretrain.yaml"), "--data", "d", "--run", "r"]
+    again = parse_config("pretrain", "", Config, words)
+    assert (again.accumulate, again.activation_checkpointing, again.compile) == (5, True, False)
+
+
 def test_a_mixture_and_starting_weights_are_named_but_not_where_they_lie(tiny, tmp_path):
     mix = (MixConfig(data="s3://secret/other", weight=1.0),)
     config = replace(tiny, weight=3.0, mix=mix, init_from="s3://secret/place/start.pth")
