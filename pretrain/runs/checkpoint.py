@@ -13,6 +13,7 @@ checkpoint's size on the scratch disk (TMPDIR) for both.
 import errno
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -220,7 +221,7 @@ def to_remove(steps: list[int], *, saved: int, keep_last: int, keep_every_steps:
     """Return the steps whose checkpoints are not kept, ascending.
 
     Kept are the newest up to the one just saved, and those at multiples of `keep_every_steps`. Later ones than that
-    exist only where a run went on from an earlier one because they were damaged; they are not kept.
+    exist only where a run went on from an earlier one because they were damaged; they are not kept (see also `later`).
 
     Args:
         steps: of the checkpoints that there are, each once.
@@ -236,15 +237,29 @@ def to_remove(steps: list[int], *, saved: int, keep_last: int, keep_every_steps:
     return sorted(set(steps) - kept)
 
 
-def remove_outdated(run: str, saved_url: str, *, keep_last: int, keep_every_steps: int | None) -> None:
-    """Delete the checkpoints that are not kept (see `to_remove`), and damaged ones of the step just saved.
+def later(run: str, step: int) -> frozenset[str]:
+    """Return the URLs of checkpoints after a step; where a run goes on from it, they are damaged: see `load_newest`."""
+    return frozenset(url for each, url in _list_all(run) if each > step)
+
+
+def remove_outdated(
+    run: str, saved_url: str, *, keep_last: int, keep_every_steps: int | None, damaged: Collection[str] = ()
+) -> None:
+    """Delete the checkpoints that are not kept (see `to_remove`), and damaged ones, whose steps are made again.
+
+    Args:
+        run: URL of the run.
+        saved_url: of the checkpoint just written; others of its step are damaged.
+        keep_last: see `to_remove`.
+        keep_every_steps: see `to_remove`.
+        damaged: URLs, which do not count as kept.
 
     Raises:
         OSError: the listing or a removal failed; what is left goes with a later call.
     """
     found, saved = _list_all(run), int(_parse(saved_url)[1])
-    steps = sorted({step for step, _ in found})
+    steps = sorted({step for step, url in found if url not in damaged})
     doomed = set(to_remove(steps, saved=saved, keep_last=keep_last, keep_every_steps=keep_every_steps))
     for step, url in found:
-        if step in doomed or (step == saved and url != saved_url):
+        if step in doomed or url in damaged or (step == saved and url != saved_url):
             storage.remove(url)

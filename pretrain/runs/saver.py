@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.runs.checkpoint import FIELDS, Checkpoint, checkpoints_url, remove_outdated, write_checkpoint
+from pretrain.runs.checkpoint import FIELDS, Checkpoint, checkpoints_url, later, remove_outdated, write_checkpoint
 from pretrain.runs.refusals import refusals_told
 from shards import storage
 
@@ -45,20 +45,23 @@ class Saver:
     Args:
         run: URL of the run.
         keep_last: newest checkpoints to keep.
+        first_step: that the run goes on from. Checkpoints of later ones are damaged: the first save removes them.
         keep_every_steps: those at multiples of so many steps are kept, too; None: none of them.
     """
 
     saved: Saved | None = None
     """The last save that was finished."""
 
-    def __init__(self, run: str, *, keep_last: int, keep_every_steps: int | None = None) -> None:
+    def __init__(self, run: str, *, keep_last: int, first_step: int, keep_every_steps: int | None = None) -> None:
         self._run, self._keep_last, self._keep_every_steps = run, keep_last, keep_every_steps
+        self._first_step = first_step
+        self._damaged: frozenset[str] = frozenset()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._running: Future[None] | None = None
         self._room: Checkpoint | None = None
 
     def __enter__(self) -> "Saver":
-        """Remove what a killed process left of its last save.
+        """Remove what a killed process left of its last save, and see which checkpoints are damaged.
 
         Raises:
             UserError: no permission, or credentials that do not hold.
@@ -66,6 +69,7 @@ class Saver:
         """
         with refusals_told(self._run):
             remove_left_over(self._run)
+            self._damaged = later(self._run, self._first_step)
         return self
 
     def __exit__(
@@ -140,10 +144,16 @@ class Saver:
         with refusals_told(self._run):
             export_url = export(snapshot)
             checkpoint_url = write_checkpoint(self._run, snapshot)
+        # The same bytes made again have the same name.
+        self._damaged -= {checkpoint_url}
         self.saved = Saved(step=snapshot.step, export_url=export_url, checkpoint_url=checkpoint_url)
         try:
             remove_outdated(
-                self._run, checkpoint_url, keep_last=self._keep_last, keep_every_steps=self._keep_every_steps
+                self._run,
+                checkpoint_url,
+                keep_last=self._keep_last,
+                keep_every_steps=self._keep_every_steps,
+                damaged=self._damaged,
             )
         except OSError as error:
             told = f"pretrain: an old checkpoint was not removed, the next save tries again: {error}"

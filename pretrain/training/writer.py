@@ -34,7 +34,12 @@ class Writer:
         self._alarm = Alarm(config.head.prototypes, first_step=plan.lr_warmup_steps)
         self._alarm.recall(self._metrics.last_rows(ROWS + 1))
         self._progress = progress
-        self._saver = Saver(config.run, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_steps)
+        self._saver = Saver(
+            config.run,
+            keep_last=config.checkpoint.keep_last,
+            keep_every_steps=plan.keep_steps,
+            first_step=position.step,
+        )
 
     def tell(self, row: Row, replaced: Sequence[Replacement]) -> None:
         """Add a row to the metrics and bad samples to their list; say it where training collapses.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pretrain.runs import checkpoint as checkpoints
-from pretrain.runs.checkpoint import Checkpoint, list_checkpoints, load_newest, read_checkpoint
+from pretrain.runs.checkpoint import Checkpoint, list_checkpoints, load_newest, read_checkpoint, write_checkpoint
 from pretrain.runs.saver import Saver, reserve_snapshot, take_snapshot
 from shards import storage
 
@@ -50,7 +50,7 @@ def values(checkpoint):
 
 
 def test_saves_come_back_and_old_ones_go(run):
-    with Saver(run, keep_last=2, keep_every_steps=4) as saver:
+    with Saver(run, keep_last=2, first_step=0, keep_every_steps=4) as saver:
         for step in (2, 4, 6, 8, 10):
             saver.save(make(step), no_export)
     newest, url = load_newest(run)
@@ -60,6 +60,22 @@ def test_saves_come_back_and_old_ones_go(run):
     assert list(list_checkpoints(run)) == [4, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("steps", "kept"), [((200, 237), [[100, 200], [200, 237]]), ((137, 200), [[100, 137], [137, 200]])]
+)
+def test_a_damaged_one_that_was_passed_over_counts_for_nothing(tmp_path, steps, kept):
+    run = str(tmp_path)
+    for step in (100, 137):
+        url = write_checkpoint(run, make(step))
+    Path(url).write_bytes(b"?")
+    assert load_newest(run)[0].step == 100
+    with Saver(run, keep_last=2, first_step=100) as saver:
+        for step, left in zip(steps, kept, strict=True):
+            saver.save(make(step), no_export)
+            saver.wait()
+            assert list(list_checkpoints(run)) == left
+
+
 def test_the_state_may_change_as_soon_as_it_was_taken(tmp_path):
     go_on, state = threading.Event(), make(1)
 
@@ -67,7 +83,7 @@ def test_the_state_may_change_as_soon_as_it_was_taken(tmp_path):
         go_on.wait()
         return ""
 
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.save(state, export)
         state.model["w"].zero_()
         state.optimiser["state"][0]["exp_avg"].zero_()
@@ -89,7 +105,7 @@ def test_one_save_at_a_time_the_export_first(tmp_path):
         told.append(("ends", snapshot.step, values(snapshot)))
         return ""
 
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.save(make(1), export)
         saver.check()  # does not wait
         threading.Timer(0.2, go_on.set).start()
@@ -104,7 +120,7 @@ def test_snapshots_use_their_memory_again(tmp_path):
         seen.append((snapshot.model["w"].data_ptr(), snapshot.optimiser["state"][0]["exp_avg"].data_ptr()))
         return ""
 
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.prepare(make(0))
         saver.wait()
         room = saver._room
@@ -144,7 +160,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_an_error_of_the_thread_is_raised_by_the_next_call_once(tmp_path, call, capsys):
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.save(make(1), fail)
         with pytest.raises(storage.StorageError, match="the node is gone at step 1"):
             call(saver)
@@ -154,7 +170,7 @@ def test_an_error_of_the_thread_is_raised_by_the_next_call_once(tmp_path, call, 
 
 
 def leave_after(run, export, error=None):
-    with Saver(run, keep_last=1) as saver:
+    with Saver(run, keep_last=1, first_step=0) as saver:
         saver.save(make(1), export)
         if error:
             raise error
@@ -183,7 +199,7 @@ def test_a_failed_removal_is_told_and_made_good(tmp_path, capsys, monkeypatch):
     def refuse(url):
         raise PermissionError(f"not allowed: {url}")
 
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.save(make(1), no_export)
         saver.wait()
         with monkeypatch.context() as patch:
@@ -214,7 +230,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_told_in_one_line_and_harms_nothing(small_disk):
     run = str(small_disk / "run")
     storage.write_bytes(f"{run}/exports/step_00000001/model.safetensors", bytes(100_000))
-    with Saver(run, keep_last=2) as saver:
+    with Saver(run, keep_last=2, first_step=0) as saver:
         saver.save(make(1, size=100_000), no_export)  # 0.8 MB
         saver.save(make(2, size=100_000), no_export)
         saver.save(make(3, size=100_000), no_export)
@@ -228,7 +244,7 @@ def test_a_full_disk_is_told_in_one_line_and_harms_nothing(small_disk):
     files = sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir())
     assert [name[:13] for name in files] == ["step_00000001", "step_00000002"]
     assert [values(read_checkpoint(url)) for url in list_checkpoints(run).values()] == [{1}, {2}]
-    with Saver(run, keep_last=1) as saver:  # with room, it goes on
+    with Saver(run, keep_last=1, first_step=0) as saver:  # with room, it goes on
         storage.remove(list_checkpoints(run)[1])
         saver.save(make(3, size=100_000), no_export)
     assert values(load_newest(run)[0]) == {3}
@@ -237,7 +253,7 @@ def test_a_full_disk_is_told_in_one_line_and_harms_nothing(small_disk):
 def test_a_full_scratch_disk_is_told_for_a_run_in_a_bucket(small_disk, object_store, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     run = storage.join(object_store, "saver", tmp_path.name)
-    with Saver(run, keep_last=1) as saver:
+    with Saver(run, keep_last=1, first_step=0) as saver:
         saver.save(make(1), no_export)
         saver.save(make(2, size=400_000), no_export)
         with pytest.raises(storage.StorageError, match=rf"^{small_disk}: No space left .* TMPDIR name a larger disk"):
@@ -252,7 +268,7 @@ def test_what_a_killed_process_left_goes_wherever_it_lies(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".model.safetensors.x7.tmp").write_text("half")
         (folder / "whole").touch()
-    with Saver(str(tmp_path), keep_last=1):
+    with Saver(str(tmp_path), keep_last=1, first_step=0):
         assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"whole"}
 
 
@@ -262,7 +278,7 @@ def test_uploads_that_a_killed_process_left_in_a_bucket_go(object_store, tmp_pat
     bucket, _, key = path.partition("/")
     for name in ("exports/step_00000002/model.safetensors", "metrics.jsonl"):
         fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{key}/{name}")
-    with Saver(run, keep_last=1):
+    with Saver(run, keep_last=1, first_step=0):
         assert not fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads")
 
 
@@ -273,7 +289,7 @@ def test_others_write_in_the_savers_thread_when_nothing_is_saved(tmp_path):
         go_on.wait()
         return ""
 
-    with Saver(str(tmp_path), keep_last=1) as saver:
+    with Saver(str(tmp_path), keep_last=1, first_step=0) as saver:
         saver.beside(lambda: told.append(threading.current_thread().name))
         saver.save(make(1), export)
         saver.beside(lambda: told.append("now"))
@@ -291,7 +307,7 @@ writing.PART_BYTES = 5 * 2**20  # several parts for a bucket
 
 def save_all_the_time(told):
     step = resumed_step()
-    with Saver(run, keep_last=2) as saver:
+    with Saver(run, keep_last=2, first_step=0) as saver:
         while True:
             step += 1
             saver.save(make(step, size=size), no_export)
@@ -361,7 +377,7 @@ def test_a_save_that_is_killed_at_any_moment_harms_nothing(place, num_kills, lon
     assert result.stderr == ""  # nothing was damaged
     assert len(result.stdout.split()) == num_kills
     assert len(list_checkpoints(run)) >= 1
-    with Saver(run, keep_last=1) as saver:
+    with Saver(run, keep_last=1, first_step=0) as saver:
         saver.save(make(9999), no_export)
     names = [info.path for info in storage.list_files(run, hidden=True)]
     assert [name.partition("-")[0] for name in names] == ["checkpoints/step_00009999"]
