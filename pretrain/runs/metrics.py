@@ -7,6 +7,7 @@ No row stays in memory but the last ones. Appending takes some 50 µs; `flush` m
 
 import io
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ STOPPED = "stopped_"
 _FLUSH_SHARE = 0.01
 """Writing may take this share of the time."""
 _ROWS_KEPT = 16
+_EVENTS = re.compile(r"events\.out\.tfevents\.\d{10}\.pera")
 
 Row = dict[str, float | int]
 
@@ -44,10 +46,12 @@ class Metrics:
         self._rows = GrowingFile(_rows_url(run), _joined(rows), replaces=bool(told))
         self._bad = GrowingFile(bad_samples_url(run), _joined(kept), replaces=len(kept) < len(bad))
         # TensorBoard merges all event files of a folder; a name per start keeps them apart.
-        events_name = f"events.out.tfevents.{position.step:010d}.pera"
+        folder, events_name = storage.join(run, "tensorboard"), f"events.out.tfevents.{position.step:010d}.pera"
         # START tells TensorBoard to forget what an earlier start wrote for later steps.
         start = _event(position.step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._events = GrowingFile(storage.join(run, "tensorboard", events_name), start, replaces=True)
+        self._events = GrowingFile(storage.join(folder, events_name), start, replaces=True)
+        # It reads them by name, and would take those of later starts for what comes after this one's.
+        self._outdated = [storage.join(folder, name) for name in _listed(folder) if name > events_name]
         self._next_flush_s = 0.0
 
     def last_rows(self, number: int) -> list[Row]:
@@ -86,6 +90,9 @@ class Metrics:
             StorageError: the store kept failing.
         """
         begin_s = time.monotonic()
+        for url in self._outdated:
+            storage.remove(url)
+        self._outdated = []
         for file in (self._rows, self._events, self._bad):
             file.flush()
         end_s = time.monotonic()
@@ -122,6 +129,12 @@ def _stays(row: Row, position: Position) -> bool:
 
 def _read_lines(url: str) -> list[Any]:
     return list(map(json.loads, _lines(url)))
+
+
+def _listed(folder: str) -> list[str]:
+    """Return the names of this module's event files in a folder."""
+    names = [info.path for info in storage.list_files(folder)] if storage.exists(folder) else []
+    return [name for name in names if _EVENTS.fullmatch(name)]
 
 
 def _lines(url: str) -> list[bytes]:

@@ -37,6 +37,20 @@ def test_tensorboard_reads_the_events(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(5, 2.5)]
 
 
+def test_tensorboard_shows_nothing_of_steps_that_are_made_again(run):
+    for step in (0, 100, 200):
+        metrics = Metrics(run, Position(step=step))
+        metrics.append({"step": step + 50, "loss": float(step)})
+        metrics.flush()
+    others = storage.join(run, "tensorboard", "events.out.tfevents.1.eval")
+    storage.write_bytes(others, b"")
+    metrics = Metrics(run, Position(step=100))
+    metrics.append({"step": 160, "loss": 7.0})
+    metrics.flush()
+    names = sorted(info.path.rpartition(".tfevents.")[2] for info in storage.list_files(f"{run}/tensorboard"))
+    assert names == ["0000000000.pera", "0000000100.pera", "1.eval"]
+
+
 def test_bad_samples_after_the_resumed_step_are_forgotten(tmp_path):
     run = str(tmp_path)
     first = Metrics(run, Position())
