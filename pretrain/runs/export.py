@@ -21,7 +21,7 @@ from torch import Tensor
 from pretrain.config import ModelConfig
 from pretrain.model.backbone import vit_arguments
 from pretrain.runs.checkpoint import Position
-from pretrain.runs.exports import FORMAT, FORMAT_VERSION
+from pretrain.runs.exports import FORMAT, FORMAT_VERSION, list_exports
 from shards import storage
 
 _ARCHITECTURE = "vit_tiny_patch16_224"
@@ -80,11 +80,28 @@ def write_export(folder: str, state: Mapping[str, Tensor], description: Mapping[
     """
     weights = safetensors.torch.save(dict(state), metadata={"format": "pt"})
     # What is there describes other weights, and must not seal these.
-    storage.remove(storage.join(folder, "model.json"))
+    for name in ("model.json", "model.json.old"):
+        storage.remove(storage.join(folder, name))
     storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
     _write_json(storage.join(folder, "config.json"), timm_config(description))
     sealed = {**description, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     _write_json(storage.join(folder, "model.json"), sealed)
+
+
+def set_aside_later(run: str, step: int) -> list[int]:
+    """Set the exports of a run after a step aside: nobody takes them for the run's, whose steps are made again.
+
+    All of their files stay, model.json as model.json.old, until there is an export of that step again.
+
+    Returns:
+        their steps, ascending.
+    """
+    later = {each: url for each, url in list_exports(run).items() if each > step}
+    for url in later.values():
+        sealed = storage.join(url, "model.json")
+        storage.write_bytes(f"{sealed}.old", storage.read_bytes(sealed))
+        storage.remove(sealed)
+    return list(later)
 
 
 def timm_config(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pretrain.batches.colour import Colour
 from pretrain.config import Config
 from pretrain.pages.curves import write_curves
 from pretrain.runs.checkpoint import Checkpoint, Position
-from pretrain.runs.export import Origin, describe, write_export
+from pretrain.runs.export import Origin, describe, set_aside_later, write_export
 from pretrain.runs.exports import export_url
 from pretrain.runs.metrics import Metrics, Row
 from pretrain.runs.refusals import refusals_told
@@ -29,7 +29,7 @@ class Writer:
     def __init__(
         self, config: Config, plan: Plan, origin: Origin, colour: Colour, position: Position, progress: Progress
     ) -> None:
-        self._config, self._origin, self._colour = config, origin, colour
+        self._config, self._origin, self._colour, self._first_step = config, origin, colour, position.step
         self._metrics = Metrics(config.run, position)
         self._alarm = Alarm(config.head.prototypes, first_step=plan.lr_warmup_steps)
         self._alarm.recall(self._metrics.last_rows(ROWS + 1))
@@ -120,9 +120,22 @@ class Writer:
         with refusals_told(self._config.run):
             write_curves(self._config.run)
 
+    def _set_exports_aside(self) -> None:
+        with refusals_told(self._config.run):
+            steps = set_aside_later(self._config.run, self._first_step)
+        if steps:
+            listed = ", ".join(map(str, steps))
+            print(
+                f"pretrain: going on from step {self._first_step}: exports of step {listed} are set aside "
+                "(their model.json is model.json.old now)",
+                file=sys.stderr,
+                flush=True,
+            )
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """Finish a save that runs and write what was told, whatever comes."""
+        self._set_exports_aside()
         try:
             with self._saver:
                 yield

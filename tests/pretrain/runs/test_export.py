@@ -1,8 +1,10 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -149,3 +151,20 @@ def test_a_missing_file_is_named(backbone, description, tmp_path, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name} does not exist"):
         read_export(str(folder))
+
+
+def test_exports_of_steps_that_are_made_again_are_not_taken_for_the_runs(tiny, capsys):
+    train(tiny)
+    shutil.rmtree(f"{tiny.run}/checkpoints")
+    stopped = train(replace(tiny, max_steps=2))
+    assert list(list_exports(tiny.run)) == [2]
+    told = (
+        "pretrain: going on from step 0: exports of step 2, 4, 6 are set aside (their model.json is model.json.old now)"
+    )
+    assert told in capsys.readouterr().err
+    aside = Path(tiny.run, "exports", "step_00000006")
+    assert sorted(path.name for path in aside.iterdir()) == ["config.json", "model.json.old", "model.safetensors"]
+    assert "model.json.old" not in [path.name for path in Path(stopped.export_url).iterdir()]
+    train(tiny)
+    assert list(list_exports(tiny.run)) == [2, 4, 6]
+    assert "aside" not in capsys.readouterr().err
