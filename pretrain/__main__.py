@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -105,9 +106,13 @@ def report(config: Config, outcome: Outcome) -> None:
         print("last step: " + ", ".join(f"{name} {figures[name]:.3f}" for name in names))
         print(f"checkpoint: {outcome.checkpoint_url}")
         print(f"export: {outcome.export_url}")
-        print(f"curves: {config.run}/curves.html")
+        # Who is asked to stop draws none.
+        draw = f"python -m pretrain curves --run {shlex.quote(config.run)}"
+        print(f"curves: {draw if outcome.stopped else f'{config.run}/curves.html'}")
     else:
-        print(f"{config.run} is finished: {position.step} steps, {position.samples} samples; nothing to do")
+        is_finished = position.step >= outcome.length
+        made_so_far = f"{position.step} steps, {position.samples} samples; nothing to do"
+        print(f"{config.run}{' is finished' * is_finished}: {made_so_far}{' up to max_steps' * (not is_finished)}")
     if outcome.num_bad:
         print(f"{outcome.num_bad} bad samples were replaced so far: {config.run}/bad_samples.jsonl")
     if outcome.stopped:

@@ -122,12 +122,13 @@ def exports_table(exports: Sequence[int]) -> str:
     return table(["Step", "Folder", *_EXPORT_FILES.values()], rows, numeric=(0,), narrow=True)
 
 
-def run_commands(run: str, exports: Sequence[int]) -> dict[str, str]:
+def run_commands(run: str, exports: Sequence[int], config: Mapping[str, Any]) -> dict[str, str]:
     """Return what can be done with a run, as commands."""
     place, is_local = shlex.quote(run), storage.is_local(run)
-    config = shlex.quote(storage.join(run, "config.yaml")) if is_local else "<a copy of its config.yaml>"
+    file = shlex.quote(storage.join(run, "config.yaml")) if is_local else "<a copy of its config.yaml>"
+    further = " --max_steps null" if config.get("max_steps") else ""
     items = {
-        "Go on, where steps are left": f"python -m pretrain --config {config}",
+        "Go on, where steps are left": f"python -m pretrain --config {file}{further}",
         "Draw this page again": f"python -m pretrain curves --run {place}",
         "See what it is trained on, and what it makes of it": f"python -m pretrain show --run {place} --out show.html",
         "Make a folder that can be shared, with a card": f"python -m pretrain export --run {place} --out backbone",

@@ -87,7 +87,7 @@ def render(
         "<h2>Exports</h2>",
         exports_table(exports),
         "<h2>What to run</h2>",
-        commands(run_commands(run, exports)),
+        commands(run_commands(run, exports, config)),
         "<h2>What it was made from</h2>",
         origin(config, record),
     ]

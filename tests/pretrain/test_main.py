@@ -35,8 +35,11 @@ def test_a_run_ends_with_what_was_made_and_what_to_do_next(data_url, tmp_path, c
     told = capsys.readouterr().out
     assert f"export: {run}/exports/step_00000002" in told
     assert f"make eval RUN={run}" in told
+    assert f"curves: {run}/curves.html" in told
     assert main(arguments) == 0
-    assert "finished" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{run}: 2 steps, 8 samples; nothing to do up to max_steps\n" in told
+    assert "start again with a larger --max_steps" in told
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(data_url, tmp_path, wait_unt
     ]
     (step,) = list_checkpoints(str(tmp_path / "run"))
     assert f"stopped by SIGTERM at step {step} of 100000: the same command goes on" in output
+    assert f"curves: python -m pretrain curves --run {tmp_path}/run\n" in output
     wait_until_gone(process.pid)
     assert main([*arguments, "--max_steps", str(step + 1), *SMALL]) == 0
     assert list_checkpoints(str(tmp_path / "run")).keys() == {step, step + 1}
@@ -246,4 +250,6 @@ def test_replaced_samples_are_told(tiny, capsys):
         position=position, first_step=6, length=6, seconds=0, figures={}, export_url="", checkpoint_url="", num_bad=3
     )
     report(tiny, outcome)
-    assert f"3 bad samples were replaced so far: {tiny.run}/bad_samples.jsonl" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{tiny.run} is finished: 6 steps, 60 samples; nothing to do" in told
+    assert f"3 bad samples were replaced so far: {tiny.run}/bad_samples.jsonl" in told

@@ -2,12 +2,16 @@
 
 import json
 import math
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pretrain.config import Config
 from pretrain.pages.curves import main, render, write_curves
 from pretrain.training.loop import train
+from shards.cli import parse_config
 from shards.errors import UserError
 from tests.page_reader import read_page
 
@@ -58,6 +62,16 @@ def test_says_what_the_run_is_and_how_it_stands():
     assert page.links() == [f"exports/step_{step:08d}/{file}" for step in (200, 400) for file in files]
     assert "Alarms" not in page.text
     assert titles(text) == ["Loss", "Entropy of the teacher, nats", "Samples per second", "Waiting for data"]
+
+
+def test_the_command_that_goes_on_leaves_max_steps(tiny):
+    stopped = replace(tiny, max_steps=2)
+    train(stopped)
+    page = read_page(Path(write_curves(tiny.run)).read_text())
+    command = f"--config {tiny.run}/config.yaml --max_steps null"
+    assert f"python -m pretrain {command}" in page.text
+    assert parse_config("pretrain", "", Config, shlex.split(command)) == tiny
+    assert "--max_steps" not in read_page(render(rows(1), CONFIG, RECORD)).text
 
 
 def test_one_row_is_enough():
