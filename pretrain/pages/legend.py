@@ -39,12 +39,12 @@ def legend(config: Config, has_model: bool) -> str:
     sets = {
         "student": f"student: {whole.student}",
         "learnable": f"predicted by the student: {whole.learnable}",
-        "teacher": f"teacher: {whole.teacher}",
+        "teacher": f"teacher: {_taught(config, 'global')}",
     }
     keys = "".join(f'<i class="set {name}"></i>{text}' for name, text in sets.items())
     rest = ""
     if local:
-        taught = local.teacher if "local" in config.teacher_sizes else 0
+        taught = _taught(config, "local")
         left = "" if local.independent else f"; nobody gets {local.patches - local.student - taught} others"
         rest = f" Of a local view: student {local.student}, teacher {taught}{left}."
     learnt = (
@@ -52,14 +52,19 @@ def legend(config: Config, has_model: bool) -> str:
         "blue, so that the same colour means the same everywhere. They see the whole view in its own colours.</p>"
     )
     return (
-        f"<p>Of a global view's {whole.patches} patches:{keys}.{rest} {_overlap(whole)}Sets and "
+        f"<p>Of a global view's {whole.patches} patches:{keys}.{rest} {_overlap(config)}Sets and "
         f"colours are drawn anew for each sample, view and epoch. Pictures are what the model is given, with the "
         f"normalisation undone.</p>{learnt if has_model else ''}"
     )
 
 
-def _overlap(sizes: SetSizes) -> str:
-    return "The teacher's are drawn on their own, and some are also the student's. " if sizes.independent else ""
+def _taught(config: Config, size: str) -> int:
+    return sizes_of(config, size).teacher if size in config.teacher_sizes else 0
+
+
+def _overlap(config: Config) -> str:
+    told = "The teacher's are drawn on their own, and some are also the student's. "
+    return told if config.masks.independent and config.teacher_sizes else ""
 
 
 def compared(config: Config, num_bands: int) -> str:
@@ -89,4 +94,6 @@ def compared(config: Config, num_bands: int) -> str:
             f"{loss.koleo:g}, summed over {views.num_global} views",
         ],
     ]
+    if not config.pairs:
+        del rows[0]
     return table(["Term", "From the student", "Against", "Weight"], rows)

@@ -86,6 +86,17 @@ def test_with_a_run_it_shows_what_the_checkpoint_makes_of_it(tiny, tmp_path):
     assert out.read_bytes() == first
 
 
+def test_without_a_teacher_nobody_is_compared_with_it(config_file, data_url, tmp_path):
+    out = tmp_path / "page.html"
+    arguments = ["--data", data_url, "--config", config_file, "--out", str(out), "--samples", "1"]
+    assert main([*arguments, "--views.num_local", "0", "--loss.cls", "0", "--masks.independent", "true"]) == 0
+    text = read_page(out.read_text()).text
+    assert "Pairs 0" in text
+    assert "teacher: 0" in text
+    assert "Pixel loss" in text
+    assert not [told for told in ("Cross-entropy", "0 pairs", "drawn on their own") if told in text]
+
+
 def test_no_local_views_are_fine(config_file, data_url, tmp_path):
     out = tmp_path / "page.html"
     arguments = ["--data", data_url, "--config", config_file, "--out", str(out), "--views.num_local", "0"]
