@@ -90,7 +90,9 @@ def require_kind(weights: Weights, state: Mapping[str, Tensor], backbone: Sparse
     if "cls_token" not in state:
         raise UserError(f"{origin} has no class token (cls_token), which the backbone needs: start from another")
     blocks = {match[1] for match in (re.match(r"blocks\.(\d+)\.", name) for name in state) if match}
-    there = (state["cls_token"].shape[-1], len(blocks), weights.num_heads)
+    # A scalar has no width; its shape is refused later.
+    *_, width = (None, *state["cls_token"].shape)
+    there = (width, len(blocks), weights.num_heads)
     num_heads = backbone.blocks[0].attn.num_heads  # type: ignore[union-attr]
     here = (backbone.cls_token.shape[-1], backbone.depth, num_heads)
     for option, theirs, ours in zip(("width", "depth", "heads"), there, here, strict=True):

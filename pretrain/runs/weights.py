@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ def _load_torch(url: str, data: bytes) -> dict[str, Tensor]:
         # Many training scripts save their arguments beside the weights: a plain bag of values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    # The last two: a text may read as a pickle that asks for what was never put there, or is cut off in a number.
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, struct.error) as error:
         raise UserError(
             f"{url} is damaged, no torch file, or holds more than tensors and plain values, which is not read as it "
             "could run code: save its state dict as .safetensors"

@@ -179,6 +179,12 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path, argu
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
 
+def test_a_class_token_without_a_width_is_refused(tmp_path):
+    state = {**small_vit().state_dict(), "cls_token": torch.zeros(())}
+    with pytest.raises(UserError, match=r"cls_token has the shape \[\], the backbone's is \[1, 1, 32\]"):
+        load_initial(SparseBackbone(SMALL, 3), save(tmp_path, state), RGB)
+
+
 class Evil:
     def __reduce__(self):
         return (open, ("ran", "w"))
@@ -204,12 +210,15 @@ def test_torch_files(tmp_path, monkeypatch, name, content, message):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors", "empty.pth", "cut.pth"])
+@pytest.mark.parametrize(
+    "name", ["broken.pth", "broken.safetensors", "empty.pth", "cut.pth", "https.pth", "timm.pth", "MZ.pth"]
+)
 def test_damaged_files_are_refused(tmp_path, name):
     torch.save(small_vit().state_dict(), tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
-    content = {"b": b"not weights at all", "e": b"", "c": whole[: len(whole) // 2]}[name[0]]
-    (tmp_path / name).write_bytes(content)
+    texts = {"https.pth": b"https://x", "timm.pth": b"timm", "MZ.pth": b"MZ", "empty.pth": b""}
+    texts["cut.pth"] = whole[: len(whole) // 2]
+    (tmp_path / name).write_bytes(texts.get(name, b"not weights at all"))
     with pytest.raises(UserError, match="is damaged"):
         load_initial(SparseBackbone(SMALL, 3), str(tmp_path / name), RGB)
 
