@@ -43,7 +43,8 @@ _WEIGHTS = (
 _VERSION = "version of each dataset, as 2,1; by default the newest"
 _CACHE = "folder for blocks of data in a bucket, on a local disk; by default TMPDIR. Local data need none"
 _LEDGER = (
-    "append a JSON line per replaced sample to this local file; with --from_state first drop those that will come again"
+    "append a JSON line per replaced sample to this local file; with --from_state first drop those of this rank that "
+    "will come again. Ranks on one machine may share it, those on different machines need a file each"
 )
 _CACHE_GB = "most that the cache of a rank may hold, 10⁹ bytes; by default what the plan needs"
 _LANES = "parts of the data that a step draws from alike; by default the largest divisor of the batch up to 256"
@@ -155,7 +156,7 @@ def run_stream(options: cli.Namespace) -> int:
     datasets = _open(options)
     state = _read_state(options) if options.from_state is not None else _begin(options, datasets)
     with _stream_with_cache(options, state, datasets) as stream:
-        going_on = stream.start if options.from_state is not None else None
+        going_on = stream if options.from_state is not None else None
         ledger = None if options.ledger is None else Ledger(options.ledger, going_on)
         try:
             return _print_steps(options, stream, ledger)

@@ -2,18 +2,27 @@
 
 import errno
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from shards.errors import UserError
 from shards.streaming.ledger import Ledger
-from shards.streaming.stream import Replacement
+from shards.streaming.order import OrderSettings
+from shards.streaming.stream import Replacement, Stream
+from tests.places import places_only
 
 
 def entry(number):
     # The name of a tar may hold what Python takes for the end of a line.
     return Replacement(number=number, dataset="d", epoch=0, row=1, name="a\u2028b", fault="bad", replaced_by=2)
+
+
+def going_on(start, rank=0, world=1):
+    """Return a rank's stream of batch 4 from a sample on."""
+    settings = OrderSettings(seed=0, lanes=4, block_bytes=2048, window=2)
+    return Stream([places_only([1] * 40, "d")], settings, global_batch=4, start=start, rank=rank, world=world)
 
 
 def numbers(path):
@@ -35,17 +44,41 @@ def test_a_stream_that_goes_on_keeps_what_lies_behind_it(path):
     Ledger(str(path)).append([entry(number) for number in (1, 15, 17, 16)])
     with path.open("a") as file:
         file.write('{"number": 1')
-    Ledger(str(path), 16).append([entry(20)])
+    Ledger(str(path), going_on(16)).append([entry(20)])
     assert numbers(path) == [1, 15, 20]
-    Ledger(str(path), 0)
+    Ledger(str(path), going_on(0))
     assert path.read_bytes() == b""
+
+
+def test_ranks_that_go_on_with_one_file_leave_each_others_lines(path):
+    Ledger(str(path)).append([entry(number) for number in range(24)])
+    for rank in range(2):
+        stream = going_on(16, rank, 2)
+        Ledger(str(path), stream).append([entry(slot.number) for step in (0, 1) for slot in stream.slots(step)])
+    assert numbers(path)[:16] == list(range(16))
+    assert sorted(numbers(path)[16:]) == list(range(16, 24))
+
+
+def test_nothing_is_lost_where_ranks_begin_while_others_write(path):
+    def begin(rank):
+        stream = going_on(16, rank, 4)
+        for _ in range(30):
+            Ledger(str(path), stream).append([entry(rank), entry(stream.slots(0)[0].number)])
+
+    threads = [threading.Thread(target=begin, args=[rank]) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(number for number in numbers(path) if number < 16) == sorted([0, 1, 2, 3] * 30)
+    assert sorted(number for number in numbers(path) if number >= 16) == [16, 17, 18, 19]
 
 
 @pytest.mark.parametrize("text", ["notes\n", "{}\n", "[1]\n", '{"number": "a"}\n'])
 def test_a_file_of_something_else_is_left_alone(path, text):
     path.write_text(text)
     with pytest.raises(UserError, match="holds other lines than those of a ledger: give another file"):
-        Ledger(str(path), 5)
+        Ledger(str(path), going_on(5))
     assert path.read_text() == text
 
 
