@@ -82,7 +82,7 @@ def add_stream_options(parser: cli.Parser) -> None:
         "--on_bad",
         type=Literal["stop", "replace"],
         default="stop",
-        help="what to do at a damaged sample: stop, or take another one of the same block instead",
+        help="what to do at a damaged sample: stop, or take another one of the same block instead and say so",
     )
     parser.add_argument("--ledger", type=str | None, default=None, help=_LEDGER)
     parser.add_argument(
@@ -176,12 +176,18 @@ def _print_steps(options: cli.Namespace, stream: Stream, ledger: Ledger | None) 
     # Steps are counted from the stream's beginning, also where it goes on with another batch.
     before = stream.start // stream.global_batch
     make = partial(report_step, stream, options.digest)
+    num_replaced = 0
     with contextlib.closing(in_turn(make, chosen, options.workers)) as reports:
-        for report in reports:
-            columns = [str(before + report.step), " ".join(map(_plain, report.keys)), *filter(None, [report.digest])]
-            if not _put("\t".join(columns)):
-                return _BROKEN_PIPE
-            _keep(options, stream, report, ledger)
+        try:
+            for report in reports:
+                columns = [str(before + report.step), " ".join(map(_plain, report.keys))]
+                if not _put("\t".join([*columns, *filter(None, [report.digest])])):
+                    return _BROKEN_PIPE
+                num_replaced += len(report.replaced)
+                _keep(options, stream, report, ledger)
+        finally:
+            if num_replaced and ledger is None:
+                print(f"shards: {num_replaced} samples replaced (--ledger keeps a list of them)", file=sys.stderr)
     return 0
 
 
@@ -206,7 +212,10 @@ def _keep(options: cli.Namespace, stream: Stream, report: Report, ledger: Ledger
     from shards.storage import user_errors, write_bytes
     from shards.streaming.state import state_at
 
-    if ledger is not None and report.replaced:
+    if ledger is None:
+        for each in report.replaced:
+            print(f"shards: replaced by sample {each.replaced_by}: {each.fault}", file=sys.stderr)
+    elif report.replaced:
         ledger.append(report.replaced)
     if options.state is not None:
         state = state_at(stream, report.step + 1).to_json()

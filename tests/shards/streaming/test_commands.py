@@ -272,11 +272,14 @@ def test_a_bad_sample_stops_or_is_replaced_and_written_down(damaged, tmp_path, r
     assert "does not match its checksum (--on_bad replace goes on without it)" in stopped.err
     assert len(stopped.err.splitlines()) == 1
     ledger = tmp_path / "ledger.jsonl"
-    told = run(*arguments, "--on_bad", "replace", "--ledger", ledger).out
-    assert len(told.splitlines()) == 7
-    (entry, *_) = [json.loads(line) for line in ledger.read_text().splitlines()]
+    replaced = run(*arguments, "--on_bad", "replace", "--ledger", ledger)
+    assert (len(replaced.out.splitlines()), replaced.err) == (7, "")
+    (entry, *rest) = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert (entry["row"], entry["epoch"], entry["dataset"]) == (11, 0, damaged)
     assert entry["replaced_by"] != 11
+    first, *_, last = run(*arguments, "--on_bad", "replace").err.splitlines()
+    assert first == f"shards: replaced by sample {entry['replaced_by']}: {entry['fault']}"
+    assert last == f"shards: {1 + len(rest)} samples replaced (--ledger keeps a list of them)"
 
 
 def test_a_ledger_that_cannot_be_written_is_refused_before_the_first_step(url, run):
