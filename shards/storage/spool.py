@@ -139,8 +139,11 @@ def end_upload(folder: str, upload: Upload) -> None:
     """
     fs, path = filesystem(child(folder, upload.path))
     bucket, _, key = path.partition("/")
-    # Not there any more: the reply to an earlier try was lost, or its writer completed it.
-    with contextlib.suppress(FileNotFoundError):
-        retrying(
-            folder, lambda: fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id)
-        )
+
+    def abort() -> None:
+        # Not there any more: the reply to an earlier try was lost, or its writer completed it. Not around all tries:
+        # its code, NoSuchUpload, is that of a fault that passes.
+        with contextlib.suppress(FileNotFoundError):
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.upload_id)
+
+    retrying(folder, abort)

@@ -5,9 +5,11 @@ import time
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from shards import storage
-from shards.storage import reading, writing
+from shards.storage import reading, retry, writing
 
 DATA = np.random.default_rng(2).bytes(11 * 2**20)
 
@@ -108,6 +110,21 @@ def test_uploads_are_listed_with_their_age_and_ended(object_store, tmp_path):
         storage.end_upload(root, upload)  # as after a reply that was lost
     assert storage.list_uploads(root) == []
     assert storage.list_uploads(str(tmp_path)) == []
+
+
+def test_an_upload_that_is_gone_is_no_error_and_not_asked_for_again(object_store, monkeypatch):
+    # As AWS answers; our store calls it no error.
+    asked = []
+
+    def gone(_, method, **__):
+        asked.append(method)
+        response = {"Error": {"Code": "NoSuchUpload"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+        raise translate_boto_error(ClientError(response, "AbortMultipartUpload"))
+
+    monkeypatch.setattr(type(storage.filesystem(object_store)[0]), "call_s3", gone)
+    monkeypatch.setattr(retry, "DEADLINE_S", 0.0)
+    storage.end_upload(object_store, storage.Upload(path="x", begun_s=None, upload_id="id"))
+    assert asked == ["abort_multipart_upload"]
 
 
 def test_uploads_are_listed_page_by_page(object_store, monkeypatch):
