@@ -5,6 +5,7 @@ Where every shard lies on a local disk nothing is copied and no room is needed.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.storage.scratch import remove_left_scratch
 from shards.streaming.mix import Mixture
 from shards.tar import BLOCK
 
@@ -55,7 +57,7 @@ def is_remote(dataset: Dataset) -> bool:
 def require_fits(
     need: CacheNeed, *, folder: Path, limit_bytes: int | None = None, node_ranks: int = 1, options: str = "--"
 ) -> None:
-    """Make sure that the caches fit in their limit and on their disk.
+    """Make sure that the caches fit in their limit and on their disk, from which those of killed processes are removed.
 
     Args:
         need: of the stream.
@@ -71,6 +73,8 @@ def require_fits(
     if limit_bytes is not None and need.rank_bytes > limit_bytes:
         numbers = f"needs {bytes_text(need.rank_bytes)}, allowed {bytes_text(limit_bytes)}"
         raise UserError(f"the cache of a rank {numbers}: raise {options}cache_gb, or {smaller}")
+    with suppress(OSError):  # not there yet, or not to be listed
+        remove_left_scratch("stream", folder)
     absolute = folder.absolute()
     free = shutil.disk_usage(next(each for each in (absolute, *absolute.parents) if each.exists())).free
     needed = need.node_bytes if node_ranks > 1 else need.rank_bytes

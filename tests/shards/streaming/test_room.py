@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from shards.errors import UserError
+from shards.storage.scratch import scratch_folder
 from shards.streaming.mix import Mixture
 from shards.streaming.room import CacheNeed, bytes_text, default_ahead_steps, is_remote, require_fits
 from tests.places import places_only
@@ -36,6 +37,17 @@ def test_a_limit_that_is_too_low_is_told_with_the_remedy(disk, tmp_path):
 def test_a_disk_that_is_too_small_is_told(disk, tmp_path):
     with pytest.raises(UserError, match=rf"4 ranks need 12\.0 GB in {tmp_path}, 10\.0 GB are free: free some"):
         require_fits(NEED, folder=tmp_path, node_ranks=4)
+
+
+def test_what_a_killed_process_left_takes_no_room(tmp_path, monkeypatch):
+    left = tmp_path / "pera-stream-left"
+    left.mkdir()
+    (left / "piece").touch()
+    free = {True: 1, False: NEED.node_bytes}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[left.exists()]))
+    with scratch_folder("stream", tmp_path) as alive:
+        require_fits(NEED, folder=tmp_path, node_ranks=4)
+        assert list(tmp_path.iterdir()) == [alive]
 
 
 @pytest.mark.parametrize(
