@@ -4,11 +4,9 @@ Opening costs the tables of places (see `shards.dataset`) and, for data in a buc
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from pretrain.batches.colour import Colour
 from pretrain.config import Config
@@ -21,7 +19,7 @@ from shards.streaming.ahead import cached
 from shards.streaming.footprint import opening_need
 from shards.streaming.mix import proportional_weights
 from shards.streaming.order import BLOCK_BYTES, WINDOW
-from shards.streaming.room import is_remote, require_fits
+from shards.streaming.room import cache_folder, is_remote, require_fits
 from shards.streaming.state import StreamState, begin, open_stream
 from shards.streaming.stream import Stream
 from shards.tables import list_versions
@@ -223,7 +221,7 @@ def continued_stream(
     if not any(map(is_remote, sources.datasets)):
         yield stream
         return
-    folder = Path(loader.cache or tempfile.gettempdir())
+    folder = cache_folder(loader.cache, "--loader.")
     limit_bytes = round(loader.cache_gb * 1e9) if loader.cache_gb else None
     node_ranks = min(node_world(), world)
     need = opening_need(stream, node_ranks=node_ranks, queued_steps=queued_steps)

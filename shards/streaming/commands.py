@@ -11,16 +11,16 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from shards import cli
 from shards.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shards.dataset import Dataset
     from shards.streaming.ledger import Ledger
     from shards.streaming.serve import Report
@@ -300,7 +300,9 @@ def _stream_with_cache(options: cli.Namespace, state: StreamState, datasets: Seq
 
 
 def _folder(options: cli.Namespace) -> Path:
-    return Path(options.cache or tempfile.gettempdir())
+    from shards.streaming.room import cache_folder
+
+    return cache_folder(options.cache)
 
 
 def _limit(options: cli.Namespace) -> int | None:

@@ -4,6 +4,7 @@ Where every shard lies on a local disk nothing is copied and no room is needed.
 """
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards import storage
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.storage.scratch import remove_left_scratch
@@ -52,6 +54,23 @@ def mean_bytes(dataset: Dataset) -> float:
 def is_remote(dataset: Dataset) -> bool:
     """Say whether any shard of a dataset lies in a store, so that a cache is needed."""
     return not all(shard.local for shard in dataset.shards)
+
+
+def cache_folder(url: str | None, options: str = "--") -> Path:
+    """Return the folder for caches: by default the temporary folder.
+
+    Args:
+        url: as chosen; need not be there yet.
+        options: what stands before the names of the options in a message.
+
+    Raises:
+        UserError: it is in a store.
+    """
+    if not url:
+        return Path(tempfile.gettempdir())
+    if not storage.is_local(url):
+        raise UserError(f"{options}cache is {url}: a cache has to be on a local disk, give a folder there")
+    return storage.local_path(url)
 
 
 def require_fits(

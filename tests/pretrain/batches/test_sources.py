@@ -109,3 +109,15 @@ def test_data_that_do_not_mix_are_refused_by_name(tiny, tmp_path, write_dataset,
     other = write_dataset(str(tmp_path / "other"), **form)
     with pytest.raises(UserError, match=message):
         open_sources(replace(tiny, mix=(MixConfig(data=other),)))
+
+
+def test_a_cache_in_a_store_is_refused(tiny):
+    sources = open_sources(tiny)
+    for dataset in sources.datasets:
+        dataset.shards = [replace(shard, local=False) for shard in dataset.shards]
+    config = replace(tiny, loader=replace(tiny.loader, cache="s3://bucket/cache"))
+    with (
+        pytest.raises(UserError, match=r"^--loader\.cache is s3://bucket/cache: "),
+        continued_stream(config, sources, begin_stream(config, sources)),
+    ):
+        pass

@@ -397,3 +397,4 @@ def test_a_cache_that_is_too_small_is_refused_with_the_numbers(bucket_url, run):
         assert (result.code, len(result.err.splitlines())) == (2, 1)
         assert "the cache of a rank needs " in result.err
         assert "allowed 100.0 kB: raise --cache_gb, or lower --window, --lanes or --block_mb" in result.err
+    assert "--cache is s3://b/c: a cache has to be" in run("plan", *arguments, "--cache", "s3://b/c").err

@@ -1,6 +1,7 @@
 """Whether the caches fit, told with the numbers."""
 
 import shutil
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from shards.errors import UserError
 from shards.storage.scratch import scratch_folder
 from shards.streaming.mix import Mixture
-from shards.streaming.room import CacheNeed, bytes_text, default_ahead_steps, is_remote, require_fits
+from shards.streaming.room import CacheNeed, bytes_text, cache_folder, default_ahead_steps, is_remote, require_fits
 from tests.places import places_only
 
 NEED = CacheNeed(rank_bytes=3_100_000_000, node_bytes=12_000_000_000, first_bytes=1)
@@ -17,6 +18,16 @@ NEED = CacheNeed(rank_bytes=3_100_000_000, node_bytes=12_000_000_000, first_byte
 @pytest.fixture
 def disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * 10**9))
+
+
+def test_a_cache_is_in_a_local_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert cache_folder(None) == tmp_path
+    assert cache_folder("a") == cache_folder((tmp_path / "a").as_uri()) == tmp_path / "a"
+    told = r"^--loader\.cache is s3://b/c: a cache has to be on a local disk, give a folder there$"
+    with pytest.raises(UserError, match=told):
+        cache_folder("s3://b/c", "--loader.")
 
 
 def test_what_fits_is_let_pass(disk, tmp_path):
