@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -25,7 +26,8 @@ READ_TIMEOUT_S = 30.0
 """Of S3 clients, seconds without a byte; twice s3fs's, as completing a large upload may take a while."""
 
 # botocore's classes are told by name: local use must not pay for their import.
-_NO_CREDENTIALS = {
+_NO_WAY_IN = {
+    "EndpointResolutionError",
     "NoCredentialsError",
     "PartialCredentialsError",
     "CredentialRetrievalError",
@@ -34,6 +36,7 @@ _NO_CREDENTIALS = {
     "ProfileNotFound",
     "ParamValidationError",
 }
+_NO_ENDPOINT = "Invalid endpoint: "  # of a bare ValueError of botocore's
 # What stores say of expired tokens and wrong regions; without a body, as to HEAD, only "400".
 _REFUSALS = {"400", "301", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", "PermanentRedirect"}
 
@@ -42,7 +45,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem and the path inside it.
 
     Raises:
-        UserError: the URL's scheme is unknown or its driver is not installed.
+        UserError: the URL's scheme is unknown, its driver is not installed, or the store's endpoint is no URL.
     """
     if not url:
         raise UserError("an empty path was given: name a folder or URL")
@@ -52,6 +55,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         return fs, fs._strip_protocol(url)
     try:
         fs, path = _remote(url)
+    except UserError:
+        raise
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {url!r}: {error}") from error
     if not path.strip("/"):
@@ -68,11 +73,28 @@ def _remote(url: str) -> tuple[Any, str]:
     driver = fsspec.get_filesystem_class(scheme)
     options = driver._get_kwargs_from_urls(url)
     if scheme in ("s3", "s3a"):
+        _require_endpoint()
         options |= _s3_options()
     fs = driver(**options)
     if is_s3(fs):
         fs.retries = 1
     return fs, driver._strip_protocol(url)
+
+
+def _require_endpoint() -> None:
+    """Refuse an endpoint that is no URL by the name of its variable, which botocore does not tell."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(name):
+            break
+    else:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise UserError(f"{name} is {endpoint!r}: write a whole URL, such as http://localhost:9000")
 
 
 def _s3_options() -> dict[str, Any]:
@@ -139,7 +161,7 @@ def user_errors(url: str) -> Iterator[None]:
             raise UserError(f"cannot reach {url}: {error.__cause__}") from error
         raise
     except Exception as error:
-        if {each.__name__ for each in type(error).__mro__} & _NO_CREDENTIALS:
+        if {each.__name__ for each in type(error).__mro__} & _NO_WAY_IN or str(error).startswith(_NO_ENDPOINT):
             raise UserError(f"cannot reach {url}: {error}") from error
         if (code := answer_code(error)) in _REFUSALS:
             told = f"the store refuses {url} ({code}: {error})"

@@ -1,8 +1,10 @@
 """What a URL means, and what its store's client is told."""
 
+import re
+
 import fsspec
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError, UnauthorizedSSOTokenError
+from botocore.exceptions import ClientError, EndpointResolutionError, NoCredentialsError, UnauthorizedSSOTokenError
 from s3fs.errors import translate_boto_error
 
 from shards.errors import UserError
@@ -55,6 +57,22 @@ def test_chains_of_schemes_are_left_to_fsspec():
     assert path == "/folder/x"
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:9000", "127.0.0.1", "http://", "ftp://x", "http://x:99999", "http://x:a", "http://[1"]
+)
+def test_an_endpoint_that_is_no_url_is_refused_by_name(monkeypatch, endpoint):
+    told = rf"^{{}} is '{re.escape(endpoint)}': write a whole URL, such as http://localhost:9000$"
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=told.format("AWS_ENDPOINT_URL")):
+        filesystem("s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://x.y:443/z")
+    filesystem("s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(UserError, match=told.format("AWS_ENDPOINT_URL_S3")):
+        filesystem("s3://bucket/x")
+
+
 def refused(code, status):
     response = {"Error": {"Code": code, "Message": "as told"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return translate_boto_error(ClientError(response, "HeadObject"))
@@ -68,6 +86,8 @@ def refused(code, status):
         (NotADirectoryError("x is a file"), "u is not of the expected kind: x is a file"),
         (StorageError("u: gave up", "unreachable"), "cannot reach u: "),
         (NoCredentialsError(), "cannot reach u: Unable to locate credentials"),
+        (EndpointResolutionError(msg="x was not a valid URI"), "cannot reach u: x was not a valid URI"),
+        (ValueError("Invalid endpoint: x"), "cannot reach u: Invalid endpoint: x"),
         (UnauthorizedSSOTokenError(), "cannot reach u: The SSO session .* has expired"),
         (refused("InvalidToken", 400), r"the store refuses u \(InvalidToken: .*check region and credentials"),
         (refused("400", 400), r"the store refuses u \(400: .*a token may have expired"),
