@@ -58,6 +58,8 @@ _KINDS_BY_CLASS = {
     "ConnectionRefusedError": "unreachable",
     "ClientConnectorError": "unreachable",
     "gaierror": "unreachable",
+    # The other side speaks no TLS, or another kind; what is cut off before it is agreed on comes as one of the above.
+    "SSLError": "unreachable",
     "ShortBodyError": "short_body",
     "IncompleteRead": "short_body",
     "IncompleteReadError": "short_body",

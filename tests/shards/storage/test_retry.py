@@ -44,6 +44,8 @@ PASSING = [
     (boto.ConnectionClosedError(endpoint_url="x"), "connection"),
     (boto.HTTPClientError(error="reset"), "connection"),
     (boto.EndpointConnectionError(endpoint_url="x"), "unreachable"),
+    (boto.SSLError(endpoint_url="x", error="[SSL: WRONG_VERSION_NUMBER] wrong version number"), "unreachable"),
+    (ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC]"), "unreachable"),
     (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), "short_body"),
     (boto.FlexibleChecksumError(error_msg="differs"), "short_body"),
     (aiohttp.ClientPayloadError(), "short_body"),
