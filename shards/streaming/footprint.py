@@ -115,17 +115,15 @@ class Footprint:
     def _taken_at_ends(self, dataset: int, world: int) -> tuple[int, int]:
         """Return bytes and requests of other ranks than the lanes' own where the epoch ends."""
         touched, data = self._touched_at_ends(dataset, world, 1), self._stream.datasets[dataset]
-        by_rank = np.unique(touched[touched[:, 0] == dataset, :5], axis=0)
+        # Where an epoch is shorter than a step, other epochs begin and end in the same one.
+        epochs = (touched[:, 4] - 1) // self._stream.orders[dataset].num_samples
+        mine = (touched[:, 0] == dataset) & (epochs == self._epoch(dataset))
+        by_rank = np.unique(touched[mine, :5], axis=0)
         if dataset not in self._remote:
             return int(piece_bytes(data, by_rank[:, 2], by_rank[:, 3]).sum()), 0
-        # One by one: those of two epochs may overlap.
         runs, counts = np.unique(by_rank[:, 2:4], axis=0, return_counts=True)
-        taken = [piece_traffic(data, first_row, end_row) for first_row, end_row in runs[:, :, None]]
-        num_bytes = sum(int(each.num_bytes[0]) * count for each, count in zip(taken, counts.tolist(), strict=True))
-        num_requests = sum(
-            int(each.num_requests[0]) * count for each, count in zip(taken, counts.tolist(), strict=True)
-        )
-        return num_bytes, num_requests
+        taken = piece_traffic(data, runs[:, 0], runs[:, 1])
+        return int((taken.num_bytes * counts).sum()), int((taken.num_requests * counts).sum())
 
     def _shares(self, world: int) -> dict[int, LaneRanks]:
         """Return for each dataset which ranks draw from which lanes between the ends of epochs, [L + 1, R]."""
