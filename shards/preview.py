@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.dataset import Dataset
+from shards.errors import UserError
 from shards.images import Pixels, decode_image
 from shards.keyed import permute
 
@@ -19,6 +20,10 @@ def contact_sheet(dataset: Dataset, num_tiles: int = 48, tile_px: int = 128) -> 
 
     Multi-band tiles show red, green, blue where they have them, else their first band; types other
     than uint8 are stretched between the 2nd and 98th percentile of each tile.
+
+    Raises:
+        CorruptSampleError: a sample is damaged.
+        UserError: an image does not decode.
     """
     count = min(num_tiles, dataset.num_samples)
     columns = max(1, math.ceil(math.sqrt(count * 1.5)))
@@ -28,15 +33,20 @@ def contact_sheet(dataset: Dataset, num_tiles: int = 48, tile_px: int = 128) -> 
     names = [band.name for band in dataset.bands]
     for place, index in enumerate(permute(np.arange(count), dataset.num_samples, key=0)):
         sample = dataset.read(int(index))
-        picture = Image.fromarray(displayable(decode_image(sample.ext, sample.image), names))
-        picture = picture.resize((tile_px, tile_px), Image.Resampling.LANCZOS)
+        try:
+            pixels = decode_image(sample.ext, sample.image)
+        except ValueError as error:
+            told = f"{dataset.name(int(index))}, key {sample.key}: {error}"
+            raise UserError(f"{told}; `python -m shards select` makes a version without it") from error
+        picture = Image.fromarray(displayable(pixels, names)).resize((tile_px, tile_px), Image.Resampling.LANCZOS)
         sheet.paste(picture, (_GAP_PX + place % columns * step, _GAP_PX + place // columns * step))
     return sheet
 
 
 def displayable(pixels: Pixels, bands: list[str]) -> NDArray[np.uint8]:
-    """Return uint8 [height, width, 3] for the eye from a tile [height, width, bands]."""
-    chosen = [bands.index(name) for name in _RGB] if set(_RGB) <= set(bands) else [0, 0, 0]
+    """Return uint8 [height, width, 3] for the eye from a tile [height, width, bands], which may have other bands."""
+    has_rgb = set(_RGB) <= set(bands) and pixels.shape[2] == len(bands)
+    chosen = [bands.index(name) for name in _RGB] if has_rgb else [0, 0, 0]
     rgb = pixels[:, :, chosen]
     if rgb.dtype == np.uint8:
         return np.ascontiguousarray(rgb, np.uint8)

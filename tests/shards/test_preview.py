@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shards.dataset import open_dataset
+from shards.errors import UserError
 from shards.preview import contact_sheet, displayable
 
 
@@ -22,3 +23,17 @@ def test_bands_are_found_by_name():
     shown = displayable(tile, ["blue", "green", "red", "nir"])
     assert shown[0, 0].tolist() == [10, 20, 30]
     assert displayable(tile, ["vv", "vh", "a", "b"])[0, 0].tolist() == [30, 30, 30]
+
+
+def test_an_image_of_other_bands_than_its_dataset_shows_its_first():
+    assert displayable(np.full((1, 1, 1), 7, np.uint8), ["red", "green", "blue"]).tolist() == [[[7, 7, 7]]]
+
+
+def test_an_image_that_does_not_decode_is_told_by_name(tmp_path, write_dataset, monkeypatch):
+    def refuse(*_):
+        raise ValueError("cannot decode .png image: broken")
+
+    monkeypatch.setattr("shards.preview.decode_image", refuse)
+    told = r"^sample \d+ \(byte .*\.tar\), key sample-\d+: cannot decode .png image: broken; `python -m shards select`"
+    with pytest.raises(UserError, match=told):
+        contact_sheet(open_dataset(write_dataset(str(tmp_path / "data"))))
