@@ -1,5 +1,7 @@
 """What the four command lines share: config files first, one-line errors, exit codes 0, 1, 2."""
 
+import os
+import select
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +16,8 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 Namespace = jsonargparse.Namespace
 Parser = jsonargparse.ArgumentParser
 ConfigT = TypeVar("ConfigT")
+
+_BROKEN_PIPE = 141  # as if killed by SIGPIPE: 128 + 13
 
 
 def make_parser(program: str, description: str) -> jsonargparse.ArgumentParser:
@@ -88,23 +92,48 @@ def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def exit_code(program: str, main: Callable[[list[str]], int]) -> int:
-    """Run main(argv) and return the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """Run main(argv) and return the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted, 141 nobody reads on.
 
-    The user's mistakes and a store that keeps failing are one line on stderr; anything else has its traceback.
+    The user's mistakes, a store that keeps failing and a full disk are one line on stderr, a reader of stdout that is
+    gone none; anything else has its traceback.
     """
     try:
-        return main(sys.argv[1:])
+        code = main(sys.argv[1:])
+        # What is left in the buffer must not fail when Python ends.
+        print(end="", flush=True)
+        return code
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         # Not at the top: help is instant without the drivers of stores.
         from shards.storage.retry import StorageError
+        from shards.storage.scratch import is_disk_full
 
-        if not isinstance(error, StorageError):
+        # Pipes between processes may break, too.
+        is_unread = isinstance(error, BrokenPipeError) and _is_unread()
+        _drop_what_fails()
+        if is_unread:
+            return _BROKEN_PIPE
+        if not isinstance(error, StorageError) and not is_disk_full(error):
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def _drop_what_fails() -> None:
+    """Throw away what cannot be written to stdout, which else fails again when Python ends."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_unread() -> bool:
+    """Say whether the reader of stdout is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

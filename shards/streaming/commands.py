@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +63,6 @@ _DEFAULTS: dict[str, Any] = {
     "window": _WINDOW,
 }
 """Of the options that `plan` and `stream` have in common and that can be left out."""
-_BROKEN_PIPE = 141  # as if killed by SIGPIPE: 128 + 13
 
 
 def add_plan_options(parser: cli.Parser) -> None:
@@ -181,8 +179,7 @@ def _print_steps(options: cli.Namespace, stream: Stream, ledger: Ledger | None) 
         try:
             for report in reports:
                 columns = [str(before + report.step), " ".join(map(_plain, report.keys))]
-                if not _put("\t".join([*columns, *filter(None, [report.digest])])):
-                    return _BROKEN_PIPE
+                print(*columns, *filter(None, [report.digest]), sep="\t", flush=True)
                 num_replaced += len(report.replaced)
                 _keep(options, stream, report, ledger)
         finally:
@@ -194,17 +191,6 @@ def _print_steps(options: cli.Namespace, stream: Stream, ledger: Ledger | None) 
 def _plain(key: str) -> str:
     """Return a key, in JSON's quotes if it has blanks (tars of others may hold such)."""
     return json.dumps(key) if any(map(str.isspace, key)) else key
-
-
-def _put(line: str) -> bool:
-    """Print a line; return False if nobody reads any more."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # What is left in the buffer must not fail when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 def _keep(options: cli.Namespace, stream: Stream, report: Report, ledger: Ledger | None) -> None:

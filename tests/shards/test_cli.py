@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,39 @@ print("HEAVY", sorted({{"torch", "ray", "rasterio", "pyarrow", "sklearn", "timm"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert f"usage: python -m {name}" in result.stdout, result.stderr
     assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+PRINTING = """
+import sys
+from shards import cli
+
+def main(argv):
+    sys.stdin.read()
+    print("line\\n" * int(argv[0]))
+    return 0
+
+cli.exit_with("stage", main)
+"""
+
+
+@pytest.mark.parametrize("num_lines", [1, 10_000])
+@pytest.mark.parametrize("options", [(), ("-u",)])
+def test_a_reader_that_is_gone_and_a_full_disk_have_no_traceback(num_lines, options):
+    command = [sys.executable, *options, "-c", PRINTING, str(num_lines)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "stage: error: [Errno 28] No space left on device\n")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate() == (None, b"")
+    assert process.returncode == 141
+
+
+def test_another_pipe_that_breaks_is_a_defect():
+    program = PRINTING.replace("sys.stdin.read()", "raise BrokenPipeError")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "BrokenPipeError" in result.stderr
