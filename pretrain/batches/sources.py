@@ -67,7 +67,7 @@ def open_sources(config: Config, recorded: Sequence[int] = ()) -> Sources:
     """
     given = [(config.data, config.version), *[(each.data, each.version) for each in config.mix]]
     datasets = tuple(
-        open_dataset(url, version or (_if_there(url, recorded[number]) if recorded else None))
+        open_dataset(url, _if_there(url, recorded[number]) if version is None and recorded else version)
         for number, (url, version) in enumerate(given)
     )
     for dataset in datasets:

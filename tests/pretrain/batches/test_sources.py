@@ -67,6 +67,12 @@ def test_given_weights_count(tiny, tmp_path, write_dataset):
     assert make_colour(sources, config).mean[0] == pytest.approx((means[0] + 3 * means[1]) / 4)
 
 
+def test_version_0_is_none_of_a_dataset(tiny):
+    for recorded in ((), (1,)):
+        with pytest.raises(UserError, match=r"has no version 0, only \[1\]"):
+            open_sources(replace(tiny, version=0), recorded)
+
+
 def test_bands_may_stand_in_another_order(tiny, tmp_path, write_dataset):
     other = write_dataset(str(tmp_path / "other"), bands=("blue", "green", "red"))
     sources = open_sources(replace(tiny, mix=(MixConfig(data=other),)))
