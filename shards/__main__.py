@@ -41,7 +41,7 @@ _COMMANDS = {
 _WHERE = (
     "SQL expression (DuckDB) over the columns of the samples table, such as `gsd_m < 1 and valid_share > 0.99`; null "
     "counts as not true; time is UTC. The table `scenes` is there for subqueries: scene in (select scene from scenes "
-    "where path like 'harbour/%%')"
+    "where path like 'harbour/%')"
 )
 # Equal to shards.curation.dedup.MAX_DISTANCE: its import would load numpy and pyarrow for a line of help.
 _MAX_DISTANCE = 8

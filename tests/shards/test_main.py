@@ -66,6 +66,10 @@ def test_curation_diff_and_gc(tmp_path, write_dataset, run_stage):
     assert not orphan.exists()
 
 
+def test_the_example_of_a_condition_is_what_to_type(run_stage):
+    assert "path like 'harbour/%')" in run_stage("shards", "select", "--help", check=True, COLUMNS="1000").stdout
+
+
 def test_card(tmp_path, write_dataset, run_stage):
     url = write_dataset(str(tmp_path / "data"))
     out = tmp_path / "page.html"
