@@ -110,9 +110,11 @@ def report(config: Config, outcome: Outcome) -> None:
         draw = f"python -m pretrain curves --run {shlex.quote(config.run)}"
         print(f"curves: {draw if outcome.stopped else f'{config.run}/curves.html'}")
     else:
-        is_finished = position.step >= outcome.length
         made_so_far = f"{position.step} steps, {position.samples} samples; nothing to do"
-        print(f"{config.run}{' is finished' * is_finished}: {made_so_far}{' up to max_steps' * (not is_finished)}")
+        if position.step >= outcome.length:
+            print(f"{config.run} is finished: {made_so_far}")
+        else:
+            print(f"{config.run}: {made_so_far} up to max_steps")
     if outcome.num_bad:
         print(f"{outcome.num_bad} bad samples were replaced so far: {config.run}/bad_samples.jsonl")
     if outcome.stopped:
