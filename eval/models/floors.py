@@ -17,8 +17,8 @@ CELL_PX = 8
 _NUM_FILTERS = 128
 _KERNEL_PX = 4
 _BEFORE, _AFTER = (_KERNEL_PX - 1) // 2, _KERNEL_PX // 2  # pixels that a filter sees on either side of its own
-_VERSIONS = {"image_stats": 1, "random_conv": 2}
-"""Of each floor's figures, down to their last bits."""
+_VERSIONS = {"image_stats": 2, "random_conv": 3}
+"""Of each floor's figures, down to their last bits, and of the places of their cells."""
 
 
 def floor_model(name: str) -> Model:

@@ -128,7 +128,7 @@ def embed_large(
             for (index, top, left), patches in zip(batch, _patches(model, torch.stack(tiles)), strict=True):
                 sums[index].add(patches, top, left, coverings[index])
     return [
-        _features(total, covering, (image.shape[0], image.shape[1]))
+        _features(total, covering, (image.shape[0], image.shape[1]), model.patch_px)
         for total, covering, image in zip(sums, coverings, images, strict=True)
     ]
 
@@ -164,15 +164,22 @@ class _Sum:
         self.counts[top : top + rows, left : left + columns] += 1
 
 
-def _features(total: _Sum, covering: Covering, image: Size) -> DenseFeatures:
+def _features(total: _Sum, covering: Covering, image: Size, patch_px: int | None) -> DenseFeatures:
     assert total.values is not None
     assert total.counts is not None
     grid = total.values.shape[:2]
     height, width = (
-        padded / cells * length / scaled
+        _cell_px(padded, cells, patch_px) * length / scaled
         for padded, cells, length, scaled in zip(covering.padded, grid, image, covering.scaled, strict=True)
     )
     return DenseFeatures(values=total.values / total.counts, cell_px=(height, width), manner=covering.manner)
+
+
+def _cell_px(length: int, num_cells: int, patch_px: int | None) -> float:
+    # The last patch may be cut by the border, or left out: the others keep their size.
+    if patch_px is not None and abs(num_cells * patch_px - length) < patch_px:
+        return patch_px
+    return length / num_cells
 
 
 def _continued(image: Tensor, size: Size) -> Tensor:

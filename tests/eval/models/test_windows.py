@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,26 @@ def test_a_large_image_under_a_floor_is_cut_where_nothing_shows():
     cut = embed_large(model, [image.repeat(1, 7, 1)])[0]
     assert cut.manner == "windowed"
     torch.testing.assert_close(cut.values, model.embed(image.repeat(1, 7, 1)[None]).patches[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (64, 75)])
+def test_a_cell_that_the_border_cuts_leaves_the_others_their_size(size):
+    features = embed_large(floor_model("image_stats"), [torch.zeros(*size, 3, dtype=torch.uint8)])[0]
+    assert features.manner == "whole"
+    assert features.cell_px == (8, 8)
+
+
+def test_cells_of_a_resized_image_have_the_patch_s_size_where_the_grid_is_known():
+    def convnet(patch_px):
+        # Ceil(100 / 32) cells, as a convnet of stride 32 gives.
+        embedded = Embedded(pooled={}, patches=torch.zeros(1, 4, 4, 2))
+        return replace(_mean_colour(100, patch_px), embed=lambda images: embedded)
+
+    image = torch.zeros(50, 75, 3, dtype=torch.uint8)
+    assert embed_large(convnet(32), [image])[0].cell_px == (16, 24)
+    assert embed_large(convnet(None), [image])[0].cell_px == (12.5, 18.75)
+    # A grid without its outermost cells, as of convolutions without padding: the patch says nothing of it.
+    assert embed_large(convnet(16), [image])[0].cell_px == (12.5, 18.75)
 
 
 def test_a_model_without_a_grid_is_refused():
