@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.data.layout import LIST_FOLDERS, PART_NAMES, Entry
-from eval.data.split import PARTS, TRAIN
+from eval.data.split import PARTS, TEST, TRAIN
 from shards.errors import UserError
 
 GROUPS_FILE = "groups.txt"
@@ -71,7 +71,8 @@ def read_parts(
 ) -> NDArray[np.int64] | None:
     """Return the part of each sample [N], −1 for those that no split file names; None where nothing was given.
 
-    Split files win over the folders in which the samples lie.
+    Split files win over the folders in which the samples lie. Where they name no training sample, what they do not name
+    lies in the part of its folder, else in train; where they name nothing else, in that of its folder, else in test.
 
     Args:
         where: what to call the data in a message.
@@ -80,8 +81,8 @@ def read_parts(
         parts: what `split_files` says of them.
 
     Raises:
-        UserError: a line names no sample, two parts have one sample, or some samples lie in a part's folder and
-            others in none.
+        UserError: a line names no sample, two parts have one sample, split files leave no sample for training or for
+            testing, or some samples lie in a part's folder and others in none.
     """
     if not texts:
         return _parts_of_folders(where, entries)
@@ -99,7 +100,24 @@ def read_parts(
                 found[place] = part
     if missing:
         raise UserError(f"{where}: {missing[0]}, which is not there ({len(missing)} such lines): add it or drop them")
-    return found if _is_split(found) else None
+    return found if _is_split(found) else _completed(where, entries, found)
+
+
+def _completed(where: str, entries: Sequence[Entry], found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the parts [N] of samples of which split files name training samples alone, or none."""
+    folders = np.array([-1 if entry.part is None else entry.part for entry in entries], np.int64)
+    if (found == TRAIN).any():
+        # What lies in the folder train and is not named was left out of it.
+        rest = np.where(folders == TRAIN, -1, folders)
+        if not (rest[found < 0] >= 0).any():
+            rest = np.full(len(entries), TEST)
+    else:
+        rest = np.where(folders < 0, TRAIN, folders)
+    parts = np.where(found < 0, rest, found)
+    if (found < 0).all() or not _is_split(parts):
+        told = ", ".join(PARTS[part] for part in sorted(set(found.tolist()) - {-1})) or "no sample"
+        raise UserError(f"{where}: its split files name {told} and leave nothing for the rest: add train.txt, test.txt")
+    return parts
 
 
 def _lines(where: str, path: str, text: str, part: int | None) -> list[tuple[str, int]]:

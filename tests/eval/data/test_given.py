@@ -52,9 +52,34 @@ def test_split_files_that_do_not_fit_are_named(texts, message):
         _parts(**texts)
 
 
-def test_no_split_without_training_samples_or_without_others():
-    assert _parts(train="0\n1\n2\n3") is None
-    assert _parts(test="0\n1", val="2") is None
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ({"test": "0\n1", "val": "2"}, [TEST, TEST, VALIDATION, TRAIN]),
+        ({"test": "3"}, [TRAIN, TRAIN, TRAIN, TEST]),
+        ({"val": "3"}, [TRAIN, TRAIN, TRAIN, VALIDATION]),
+        ({"train": "0\n1"}, [TRAIN, TRAIN, TEST, TEST]),
+        ({"split": "test\timages/0.png\n"}, [TEST, TRAIN, TRAIN, TRAIN]),
+    ],
+)
+def test_what_no_split_file_names_is_the_part_that_they_lack(texts, expected):
+    np.testing.assert_array_equal(_parts(**texts), expected)
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        ({"train": "0\n1\n2\n3"}, "train"),
+        ({"test": "0\n1", "val": "2\n3"}, "validation, test"),
+        ({"test": ""}, "no sample"),
+    ],
+)
+def test_split_files_that_leave_nothing_for_the_other_parts_are_refused(texts, named):
+    with pytest.raises(UserError, match=f"its split files name {named} and leave nothing for the rest"):
+        _parts(**texts)
+
+
+def test_no_split_without_files_and_folders():
     assert _parts() is None
 
 
@@ -67,6 +92,17 @@ def test_folders_give_the_parts_and_files_win():
     np.testing.assert_array_equal(read_parts("d", entries, {}, {}), [TEST, TEST, TRAIN, TRAIN])
     texts, parts = {"train.txt": "3\n4", "val.txt": "1"}, {"train.txt": TRAIN, "val.txt": VALIDATION}
     np.testing.assert_array_equal(read_parts("d", entries, texts, parts), [TRAIN, TRAIN, VALIDATION, -1])
+
+
+def test_folders_give_the_parts_that_files_lack():
+    entries = _entries("train/sea/1.png", "train/wood/2.png", "train/wood/5.png", "test/sea/3.png", "test/wood/4.png")
+    assert [entry.images[0] for entry in entries][:2] == ["test/sea/3.png", "test/wood/4.png"]
+    np.testing.assert_array_equal(
+        read_parts("d", entries, {"train.txt": "1\n2"}, {"train.txt": TRAIN}), [TEST, TEST, TRAIN, TRAIN, -1]
+    )
+    np.testing.assert_array_equal(
+        read_parts("d", entries, {"val.txt": "1"}, {"val.txt": VALIDATION}), [TEST, TEST, VALIDATION, TRAIN, TRAIN]
+    )
 
 
 def test_a_sample_outside_the_parts_folders_is_named():
