@@ -101,7 +101,10 @@ def _neighbours(
 
 
 def _choose_c(train: Pixels, validation: Pixels, num_classes: int, metric: DenseMetric) -> tuple[float, Predict]:
-    """Return the best C of the sweep, the smallest of equals, and what predicts with the fit on train alone."""
+    """Return the best C of the sweep, the smallest of equals, and what predicts with the fit on train alone.
+
+    Where no C finds anything, as in a validation part without the class that counts, nothing is chosen: C is 1.
+    """
     problem = LogisticRegression(torch.from_numpy(train[0]), torch.from_numpy(train[1]), num_classes)
     x, labels = torch.from_numpy(validation[0]), validation[1].astype(np.uint8)
     weights = problem.zeros()
@@ -110,7 +113,8 @@ def _choose_c(train: Pixels, validation: Pixels, num_classes: int, metric: Dense
         weights = problem.fit(c, weights, SWEEP_TOLERANCE)
         predicted = problem.predict(weights, x).numpy().astype(np.uint8)
         figure = value(Evidence(metric=metric, units=confusion(labels, predicted, num_classes)[None]))
-        if figure > best_figure:
+        # While all are 0 the last one stands, which is 1.
+        if figure > best_figure or best_figure <= 0:
             best_c, best_figure, best_weights = c, figure, weights
     return best_c, _predictor(problem, best_weights)
 

@@ -45,6 +45,16 @@ def test_without_a_validation_part_c_is_one():
     assert fit.validation is None
 
 
+def test_without_the_class_that_counts_in_the_validation_part_c_is_one():
+    task = blocks_task()
+    binary = [replace(sample, mask=(sample.mask == 2).astype(np.uint8)) for sample in [*task.train, *task.test]]
+    train, test = binary[: len(task.train)], binary[len(task.train) :]
+    nothing = [replace(sample, mask=np.zeros_like(sample.mask)) for sample in task.validation]
+    fit = linear_fit(replace(task, train=train, validation=nothing, test=test, classes=("land", "water")), "iou")
+    assert fit.detail["c"] == 1
+    assert fit.counts[:, 1, 1].sum() > 0.5 * fit.counts[:, 1].sum()
+
+
 def test_the_same_seed_gives_the_same_counts():
     first, second = (linear_fit(blocks_task(), "miou").counts for _ in range(2))
     np.testing.assert_array_equal(first, second)
