@@ -22,7 +22,7 @@ def count_missing(known: pa.Table, inventory: pa.Table) -> int:
     return int(known.num_rows - pc.sum(_is_in(known["scene"], inventory["scene"])).as_py())
 
 
-class LeftOut(NamedTuple):
+class Lacked(NamedTuple):
     """Tiles that the version lacks and a newer one may have, by their scenes."""
 
     doubles: pa.Table
@@ -31,32 +31,32 @@ class LeftOut(NamedTuple):
     """Left out for what may pass (PASSING_CODES): scenes in any order, also repeated."""
 
 
-def scenes_to_probe(inventory: pa.Table, known: pa.Table, left_out: LeftOut) -> pa.Table:
+def scenes_to_probe(inventory: pa.Table, known: pa.Table, lacked: Lacked) -> pa.Table:
     """Return the rows to probe (INVENTORY): all that may differ, as far as one can tell before.
 
     Args:
         inventory: what there is now.
         known: the columns INVENTORY of the version's scenes.
-        left_out: of the version.
+        lacked: of the version.
     """
     listed = _with_superseded(inventory, known)
-    return _with_again(listed, _changed(listed, known, probed=False)["scene"], known, left_out)
+    return _with_again(listed, _changed(listed, known, probed=False)["scene"], known, lacked)
 
 
-def scenes_to_pack(probed: pa.Table, known: pa.Table, left_out: LeftOut) -> tuple[pa.Table, bool]:
+def scenes_to_pack(probed: pa.Table, known: pa.Table, lacked: Lacked) -> tuple[pa.Table, bool]:
     """Return the probed scenes that differ from the known ones or are to be packed again; and whether any differs.
 
     Only now is it known of all: a list tells no sizes and ETags, the probe does.
     """
     changed = _changed(probed, known, probed=True)["scene"]
-    return _with_again(probed, changed, known, left_out), len(changed) > 0
+    return _with_again(probed, changed, known, lacked), len(changed) > 0
 
 
-def _with_again(scenes: pa.Table, changed: pa.ChunkedArray, known: pa.Table, left_out: LeftOut) -> pa.Table:
+def _with_again(scenes: pa.Table, changed: pa.ChunkedArray, known: pa.Table, lacked: Lacked) -> pa.Table:
     """Return the changed scenes, and those of tiles that were left out for theirs, or for what may pass."""
-    torn = pc.unique(left_out.torn.filter(_is_in(left_out.torn, scenes["scene"])))
+    torn = pc.unique(lacked.torn.filter(_is_in(lacked.torn, scenes["scene"])))
     torn = torn.filter(pc.invert(_is_in(torn, changed)))
-    again = _again(changed.filter(_is_in(changed, known["scene"])), torn, left_out.doubles, scenes["scene"])
+    again = _again(changed.filter(_is_in(changed, known["scene"])), torn, lacked.doubles, scenes["scene"])
     return scenes.filter(pc.or_(_is_in(scenes["scene"], changed), _is_in(scenes["scene"], again)))
 
 

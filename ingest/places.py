@@ -1,8 +1,8 @@
 """Which places a list or catalogue may name: those below its own folder, and below prefixes that the user allowed.
 
 Functions of texts (and of the current folder, where a path is relative): nothing is opened, and links are followed
-only where the user himself wrote "..". Lists
-come from anywhere; without this a row could name any file of the machine that reads it, or any server in its reach.
+only where the user himself wrote "..". Lists come from anywhere; without this a row could name any file of the machine
+that reads it, or any server in its reach.
 """
 
 import posixpath

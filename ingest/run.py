@@ -18,7 +18,7 @@ from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
 from ingest.config import IngestConfig, recipe_values
-from ingest.increment import LeftOut, count_missing, same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import Lacked, count_missing, same_tiles, scenes_to_pack, scenes_to_probe
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
@@ -117,8 +117,8 @@ class _Run:
         if known is not None:
             gone = count_missing(known, self._inventory)
             doubles, torn = self._known_rejects()
-            left_out = LeftOut(doubles, torn["scene"])
-            wanted = scenes_to_probe(self._inventory, known, left_out)
+            lacked = Lacked(doubles, torn["scene"])
+            wanted = scenes_to_probe(self._inventory, known, lacked)
         recipe = recipe_values(self._recipe)
         self._log.add("started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe)
         if self._parent and not wanted.num_rows:
@@ -127,7 +127,7 @@ class _Run:
             probes, scenes = self._probe(wanted)
             is_news = True
             if known is not None:
-                scenes, is_news = scenes_to_pack(scenes, known, left_out)
+                scenes, is_news = scenes_to_pack(scenes, known, lacked)
             if self._parent and not scenes.num_rows:
                 return self._outcome(self._parent, created=False, gone=gone)
             self._require_usable(scenes)

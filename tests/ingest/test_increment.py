@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.increment import LeftOut, same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import Lacked, same_tiles, scenes_to_pack, scenes_to_probe
 from shards.schema import INVENTORY
 
 
@@ -25,7 +25,7 @@ def listed(*names):
 
 def left_out(*, torn=(), **kept):
     names = pa.array(list(kept), pa.string()), pa.array(list(kept.values()), pa.string())
-    return LeftOut(pa.table(names, ["scene", "kept"]), pa.chunked_array([pa.array(torn, pa.string())]))
+    return Lacked(pa.table(names, ["scene", "kept"]), pa.chunked_array([pa.array(torn, pa.string())]))
 
 
 def probed_and_packed(inventory, known, missing=None, found=None):
