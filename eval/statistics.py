@@ -91,6 +91,8 @@ def bootstrap_interval(evidence: Evidence, num_draws: int, draw: np.random.Gener
         scores = np.atleast_2d(evidence.units)
         extremes = np.repeat([[0.0, 1.0]], len(scores), axis=0)
         drawn = _mean_draws(np.concatenate([scores, extremes], axis=1), num_draws, draw)
+    if not np.isfinite(drawn).any():
+        return Interval(value=figure, low=0.0, high=1.0)
     low, high = np.clip(np.nanpercentile(drawn, _TAILS), 0, 1)
     return Interval(value=figure, low=min(float(low), figure), high=max(float(high), figure))
 
@@ -117,7 +119,8 @@ def paired_difference(first: Evidence, second: Evidence, num_draws: int, draw: n
         differences = np.atleast_2d(first.units - second.units)
         extremes = np.repeat([[-1.0, 1.0]], len(differences), axis=0)
         drawn = _mean_draws(np.concatenate([differences, extremes], axis=1), num_draws, draw)
-    low, high = (float(end) for end in np.nanpercentile(drawn, _TAILS))
+    # Where no pixel has a class, no draw says anything.
+    low, high = (float(end) for end in np.nanpercentile(drawn, _TAILS)) if np.isfinite(drawn).any() else (0.0, 0.0)
     return Difference(value=value(first) - value(second), low=low, high=high, verdict=verdict_of(low, high))
 
 

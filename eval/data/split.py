@@ -227,9 +227,11 @@ def _validation_drawn(data: LabelledData, parts: NDArray[np.int64], seed: int, s
 
 
 def _check_classes(data: LabelledData, split: Split) -> None:
-    """Raise if a class is tested that is not trained; of whole images, also if one is not tested."""
+    """Raise if a class is tested that is not trained, or none is; of whole images, also if one is not tested."""
     tested, trained = (_amounts(data, split.parts == part) > 0 for part in (TEST, TRAIN))
     told = f"in the {split.method} split of {data.name}"
+    if data.kind != "classes" and not tested.any():
+        raise UserError(f"no test image has a pixel of a class {told}: {_REMEDIES[split.method]}")
     for number, label in enumerate(data.classes):
         if tested[number] and not trained[number]:
             raise UserError(f"class {label!r} is in test, but not in train {told}: {_REMEDIES[split.method]}")

@@ -176,6 +176,14 @@ def test_draws_that_disagree_widen_the_interval():
     assert 0.28 < widths[1] < 0.48
 
 
+@pytest.mark.parametrize("metric", ["miou", "iou", "f1"])
+def test_where_nothing_has_a_class_nothing_is_known(metric):
+    nothing = Evidence(metric=metric, units=np.zeros((3, 2, 2), np.int64))
+    interval, found = bootstrap_interval(nothing, 200, _draw(43)), paired_difference(nothing, nothing, 200, _draw(44))
+    assert (interval.value, interval.low, interval.high) == (0, 0, 1)
+    assert (found.value, found.low, found.high, found.verdict) == (0, 0, 0, "no difference")
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=60), st.integers(0, 1000))
 def test_a_model_is_no_different_from_itself(scores, seed):

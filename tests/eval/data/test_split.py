@@ -151,6 +151,13 @@ def test_a_class_that_is_tested_and_not_trained_is_named():
         _split_of(_data(groups=("a",) * 10 + ("b",) * 10))
 
 
+def test_test_masks_without_a_class_are_refused():
+    pixels = np.array([[9, 4]] * 14 + [[0, 0]] * 6)
+    data = _data(kind="masks", labels=None, mask_pixels=pixels, given_parts=np.array([TRAIN] * 14 + [TEST] * 6))
+    with pytest.raises(UserError, match="no test image has a pixel of a class in the given split of d: mend the split"):
+        _split_of(data)
+
+
 def test_masks_are_split_by_their_pixels():
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 5000, (200, 2)) * (draw.random((200, 2)) < [1, 0.2])
