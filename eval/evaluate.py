@@ -64,6 +64,8 @@ class Evaluation:
         self.candidates = resolve_models(
             config.models, config.floors, self.device, partial(console.print, markup=False)
         )
+        if config.watch and all(candidate.run is None for candidate in self.candidates):
+            raise UserError("--watch needs a run among --models, a folder with exports/step_*: none of them is one")
         self._baseline = None if config.baseline is None else candidate_of(config.baseline, self.candidates).name
         for candidate in self.candidates:
             self.check(candidate)

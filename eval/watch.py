@@ -26,11 +26,9 @@ def watch(evaluation: Evaluation, write: Callable[[], None], console: Console, s
         sleep: waits for some seconds.
 
     Raises:
-        UserError: no model is a run, or a run's files are damaged.
+        UserError: a run's files are damaged.
     """
     runs = list(dict.fromkeys(c.run for c in evaluation.candidates if c.run is not None))
-    if not runs:
-        raise UserError("--watch needs a run among --models, a folder with exports/step_*: none of them is one")
     newest = {run: max((c.step or 0 for c in evaluation.candidates if c.run == run), default=0) for run in runs}
     wait_s, open_runs = evaluation.config.poll_s, runs
     while open_runs := [run for run in open_runs if not _look(evaluation, run, newest, write, console)]:

@@ -83,7 +83,8 @@ def _of_step(run: str, folders: dict[str, int], step: int) -> Export:
 def _no_export(run: str, faults: list[str]) -> UserError:
     detail = f" ({'; '.join(faults)})" if faults else ""
     return UserError(
-        f"{run} has no valid export, neither model.json nor exports/*/model.json{detail}: train it further"
+        f"{run} has no valid export, neither model.json nor exports/*/model.json{detail}: train it further, "
+        "and start --watch after its first export"
     )
 
 

@@ -91,7 +91,15 @@ def test_all_runs_are_watched(tmp_path: Path, write_export, write_classes):
     }
 
 
-def test_there_must_be_a_run(tmp_path: Path, write_classes):
-    evaluation = _evaluation(["floor:image_stats"], write_classes(tmp_path / "d"), tmp_path / "out")
+def test_a_run_is_asked_for_before_the_work(tmp_path: Path, write_classes):
+    data = write_classes(tmp_path / "d")
+    arguments = ["--models", "floor:image_stats", "--data", f"d={data}", "--out", str(tmp_path / "out"), "--watch"]
     with pytest.raises(UserError, match="--watch needs a run among --models"):
-        watch(evaluation, lambda: None, Console(file=io.StringIO()), lambda seconds: None)
+        Evaluation(parse(arguments), "", Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_an_export_says_when_to_watch_it(tmp_path: Path, write_classes):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="start --watch after its first export"):
+        _evaluation([tmp_path / "run"], write_classes(tmp_path / "d"), tmp_path / "out")
