@@ -41,7 +41,7 @@ class EvalConfig:
     pixels of the data's training part. The wrong ones cost points. image_stats and random_conv have none."""
     split: SplitMethod = "auto"
     """The split that came with the data, one by classes, or one by whole places; auto takes what there is: given,
-    else by groups.txt, else by classes."""
+    else by groups.txt, else by classes. Where no place is both tested and trained, intervals are over places."""
     test_share: float = 0.2
     """Share of each class that is tested."""
     validation_share: float = 0.2

@@ -126,8 +126,9 @@ class Evaluation:
         rows = [] if self.config.redo else [row for row in map(self._results.get, keys) if row is not None]
         if not rows:
             started = time.perf_counter()
-            outcomes = question.answer()
+            answers = question.answer()
             seconds = time.perf_counter() - started
+            outcomes = {name: _placed(outcome, item, found) for name, outcome in answers.items()}
             rows = [
                 self._row(candidate, model, item, found, question.features, name, outcome, seconds)
                 for name, outcome in outcomes.items()
@@ -224,6 +225,14 @@ class Evaluation:
                 for picture in pictures
             ],
         }
+
+
+def _placed(outcome: Outcome, item: Prepared, found: Questions) -> Outcome:
+    """Tell an outcome's evidence which of its test images lie in one place, where the split keeps places whole."""
+    if item.split.places is None:
+        return outcome
+    _, places = np.unique([item.split.places[place] for place in found.index[found.parts == TEST]], return_inverse=True)
+    return replace(outcome, evidence=replace(outcome.evidence, places=places))
 
 
 def _place_of(row: Row) -> tuple[str, str, str, str]:

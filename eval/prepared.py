@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import yaml
 
 from eval.config import EvalConfig
 from eval.data.kinds import LabelledData
 from eval.data.resolve import open_data, parse_specs
-from eval.data.split import PARTS, Split, split_of
+from eval.data.split import PARTS, TEST, Split, split_of
 from eval.protocols import PROTOCOLS
 from eval.protocols.task import Protocol
 from shards import storage
@@ -32,11 +33,13 @@ class Prepared:
 
     def figures(self, rejected: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Return what the report says of the data, JSON-able."""
-        data, parts = self.data, self.split.parts
+        data, parts, places = self.data, self.split.parts, self.split.places
+        # Where the intervals draw places, it matters how many there are.
+        tested = {} if places is None else {"test_places": len({places[i] for i in np.flatnonzero(parts == TEST)})}
         return {
             "name": data.name, "url": data.url, "kind": data.kind, "digest": data.digest,
             "split_digest": self.split.digest, "split_method": self.split.method,
-            "parts": {name: int((parts == part).sum()) for part, name in enumerate(PARTS)},
+            "parts": {name: int((parts == part).sum()) for part, name in enumerate(PARTS)}, **tested,
             "classes": list(data.classes), "num_images": len(data.ids), "bands": list(data.bands),
             "dtype": data.dtype, "rejected": [{"path": path, "reason": reason} for path, reason in rejected],
         }  # fmt: skip

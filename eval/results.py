@@ -113,9 +113,14 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Return the units as a .npy file; counts as uint32, which a mask of 4·10⁹ pixels would need."""
+    """Return the units as a .npy file, and one of the places after it where there are some.
+
+    Counts are uint32, which a mask of 4·10⁹ pixels would need.
+    """
     units, out = evidence.units, io.BytesIO()
     np.save(out, units.astype(np.uint32) if units.ndim == 3 else units, allow_pickle=False)
+    if evidence.places is not None:
+        np.save(out, evidence.places, allow_pickle=False)
     return out.getvalue()
 
 
@@ -125,8 +130,10 @@ def decode_evidence(metric: str, data: bytes) -> Evidence:
     Raises:
         ValueError: the bytes are no .npy file.
     """
-    units = np.load(io.BytesIO(data), allow_pickle=False)
-    return Evidence(metric=metric, units=units.astype(np.int64) if units.ndim == 3 else units)
+    file = io.BytesIO(data)
+    units = np.load(file, allow_pickle=False)
+    places = np.load(file, allow_pickle=False) if file.tell() < len(data) else None
+    return Evidence(metric=metric, units=units.astype(np.int64) if units.ndim == 3 else units, places=places)
 
 
 def _read(url: str) -> list[Row]:

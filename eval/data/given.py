@@ -124,11 +124,11 @@ def _lines(where: str, path: str, text: str, part: int | None) -> list[tuple[str
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if part is not None:
         return [(line, part) for line in lines]
-    rows = [line.partition("\t") for line in lines]
-    for word, _, name in rows:
-        if word not in PARTS or not name:
+    rows = [line.split("\t")[:2] for line in lines]
+    for word, *rest in rows:
+        if word not in PARTS or not rest:
             raise UserError(f"{path} of {where}: {word!r} is no line of PART<TAB>PATH with {', '.join(PARTS)}")
-    return [(name, PARTS.index(word)) for word, _, name in rows]
+    return [(name, PARTS.index(word)) for word, name in rows]
 
 
 def _parts_of_folders(where: str, entries: Sequence[Entry]) -> NDArray[np.int64] | None:
@@ -149,6 +149,22 @@ def _is_split(parts: NDArray[np.int64]) -> bool:
     """Say whether parts are a split: training samples and others."""
     there = set(np.unique(parts).tolist()) - {-1}
     return TRAIN in there and len(there) > 1
+
+
+def read_places(where: str, entries: Sequence[Entry], text: str) -> tuple[str, ...] | None:
+    """Return the group of each sample as the third column of split.tsv tells it; None unless each line has one.
+
+    Samples without a line are groups of their own.
+
+    Raises:
+        UserError: a sample is called by a name that two have.
+    """
+    rows = [line.split("\t") for line in text.splitlines() if line.strip()]
+    if not rows or any(len(row) < 3 or not row[2].strip() for row in rows):
+        return None
+    names = Names(where, entries)
+    groups = {names.find(row[1]): row[2] for row in rows}
+    return tuple(groups.get(place, entry.key) for place, entry in enumerate(entries))
 
 
 def read_groups(where: str, entries: Sequence[Entry], text: str) -> tuple[str, ...]:

@@ -5,14 +5,13 @@ A dataset of ours (versions/*.json), else a folder in one of the layouts of `eva
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eval.data.class_folders import open_class_folders
-from eval.data.given import CLASSES_FILE, GROUPS_FILE, read_groups, read_parts, split_files
+from eval.data.given import CLASSES_FILE, GROUPS_FILE, SPLIT_TABLE, read_groups, read_parts, read_places, split_files
 from eval.data.image_masks import open_image_masks
 from eval.data.kinds import LabelledData
 from eval.data.labelled_shards import open_labelled_shards
@@ -80,13 +79,20 @@ def _open_folder(name: str, url: str, workers: int) -> LabelledData:
     else:
         names = _text(url, CLASSES_FILE).splitlines() if CLASSES_FILE in paths else []
         data = open_image_masks(name, url, layout, [line.strip() for line in names], workers)
-    groups = read_groups(where, layout.entries, _text(url, GROUPS_FILE)) if GROUPS_FILE in paths else None
-    return replace(data, given_parts=_given_parts(where, url, layout, paths), groups=groups)
-
-
-def _given_parts(where: str, url: str, layout: Layout, paths: Sequence[str]) -> NDArray[np.int64] | None:
     parts = split_files(paths)
-    return read_parts(where, layout.entries, {path: _text(url, path) for path in parts}, parts)
+    texts = {path: _text(url, path) for path in parts}
+    given_parts = read_parts(where, layout.entries, texts, parts)
+    return replace(data, given_parts=given_parts, groups=_groups(where, url, layout, paths, texts))
+
+
+def _groups(
+    where: str, url: str, layout: Layout, paths: Sequence[str], split_texts: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    """Return the group of each sample by groups.txt, else by the places in split.tsv."""
+    if GROUPS_FILE in paths:
+        return read_groups(where, layout.entries, _text(url, GROUPS_FILE))
+    tables = [text for path, text in split_texts.items() if path.endswith(SPLIT_TABLE)]
+    return read_places(where, layout.entries, tables[0]) if len(tables) == 1 else None
 
 
 def _folders(url: str) -> list[str]:

@@ -35,9 +35,13 @@ class Split:
     parts: NDArray[np.int64]
     """TRAIN, VALIDATION or TEST for each image [N]."""
     table: bytes
-    """The split file: a line "part<TAB>path" for each image, by path."""
+    """The split file: a line "part<TAB>path" for each image, by path; with "<TAB>place" after it where there are
+    places."""
     method: Method
     """How it was made."""
+    places: tuple[str, ...] | None = None
+    """Place of each image [N], called by its least path, where no place is in test and in another part: what is tested
+    are then new places. None elsewhere, and where each image is a place of its own."""
 
     @property
     def digest(self) -> str:
@@ -108,7 +112,19 @@ def split_of(
         )
         split = replace(split, method=chosen)
     _check_classes(data, split)
-    return split
+    return split if data.groups is None else _with_places(split, data.ids, data.groups)
+
+
+def _with_places(split: Split, paths: Sequence[str], groups: Sequence[str]) -> Split:
+    """Tell the places of a split that keeps those of its test part to it."""
+    names, group_N = _named_by_first_member(paths, groups)
+    is_test = split.parts == TEST
+    if len(names) == len(paths) or np.intersect1d(group_N[is_test], group_N[~is_test]).size:
+        return split
+    places = tuple(names[group] for group in group_N)
+    lines = sorted((path, PARTS[part], place) for path, part, place in zip(paths, split.parts, places, strict=True))
+    table = "".join(f"{part}\t{path}\t{place}\n" for path, part, place in lines).encode()
+    return replace(split, table=table, places=places)
 
 
 def _weights(data: LabelledData) -> NDArray[np.integer]:

@@ -8,7 +8,7 @@ works without its script, which sorts tables. It costs about 50 µs a row, and h
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -102,8 +102,19 @@ def _lead(index: Contents) -> str:
     backbones = count(len(index.report["models"]) - num_floors, "backbone")
     return (
         f"{backbones} and {count(num_floors, 'floor')} on {count(len(index.report['data']), 'data set')}. "
-        "Every figure has a 95 % bootstrap interval over the test images."
+        f"Every figure has a 95 % bootstrap interval over the test images{_over_places(index.report['data'])}."
     )
+
+
+def _over_places(data: Sequence[Figures]) -> str:
+    """Say of which data sets whole places are drawn."""
+    told = [f"{each['name']}, over its {each['test_places']:,} test places" for each in data if _has_places(each)]
+    return f"; of {', of '.join(told)}" if told else ""
+
+
+def _has_places(data: Figures) -> bool:
+    # One place says nothing of others: there, too, images are drawn.
+    return (data.get("test_places") or 0) > 1
 
 
 def _facts(index: Contents) -> str:

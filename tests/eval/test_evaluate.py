@@ -244,6 +244,49 @@ def test_runs_that_differ_in_their_seed_alone_are_told_as_one_method(tmp_path: P
         assert "Over seeds" in (tmp_path / "out" / name).read_text()
 
 
+def test_intervals_are_over_places_where_the_split_keeps_them_whole(
+    tmp_path: Path, write_export, write_classes, write_masks
+):
+    """The five images of a place are one image, five times: intervals over images are too sure by √5."""
+    classes, masks = write_classes(tmp_path / "c", num_images=40), write_masks(tmp_path / "m", num_images=24)
+    files = {
+        classes: [
+            [f"class_{label}/image_{n}.png" for n in range(s, s + 5)] for label in range(3) for s in range(0, 40, 5)
+        ],
+        masks: [[f"{n}" for n in range(start, start + 2)] for start in range(0, 24, 2)],
+    }
+    models, data = [write_export(tmp_path / "e"), "floor:image_stats"], [f"c={classes}", f"m={masks}"]
+    flags = ["--protocols", "knn", "few_shot", "segmentation", "--test_share", "0.5"]
+    for folder, groups in files.items():
+        (folder / "groups.txt").write_text("".join(f"{' '.join(group)}\n" for group in groups))
+    for first, *others in files[classes]:
+        for other in others:
+            (classes / other).write_bytes((classes / first).read_bytes())
+    report = _run(models, data, tmp_path / "out", *flags)
+    assert [data["test_places"] for data in report["data"]] == [12, 6]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of c, over its 12 test places, of m, over its 6 test places" in page
+    # The splits as given ones, without the places: the same test images and figures, narrower intervals.
+    for name, folder in (("c", classes), ("m", masks)):
+        (folder / "groups.txt").unlink()
+        lines = (tmp_path / "out" / "splits" / f"{name}.tsv").read_text().splitlines()
+        (folder / "split.tsv").write_text("".join(line.rsplit("\t", 1)[0] + "\n" for line in lines))
+    plain = _run(models, data, tmp_path / "plain", *flags)
+    assert not any("test_places" in data for data in plain["data"])
+    assert [row["value"] for row in plain["rows"]] == [row["value"] for row in report["rows"]]
+    widths = [
+        [row["high"] - row["low"] for row in one["rows"] if row["protocol"].startswith("knn")]
+        for one in (report, plain)
+    ]
+    assert 1.5 < np.median(np.divide(*widths)) < 4
+    # Published with its third column, the split tells its places again.
+    for name, folder in (("c", classes), ("m", masks)):
+        (folder / "split.tsv").write_bytes((tmp_path / "out" / "splits" / f"{name}.tsv").read_bytes())
+    again = _run(models, data, tmp_path / "again", *flags)
+    assert [row["low"] for row in again["rows"]] == [row["low"] for row in report["rows"]]
+    assert [data["split_digest"] for data in again["data"]] == [data["split_digest"] for data in report["data"]]
+
+
 def test_redo_repeats_with_equal_figures(tmp_path: Path, write_classes):
     data = [f"d={write_classes(tmp_path / 'd')}"]
     first = _run(["floor:image_stats"], data, tmp_path / "out")

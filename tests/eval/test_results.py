@@ -33,6 +33,14 @@ def test_evidence_survives_exactly(metric):
     assert again.units.dtype == EVIDENCE[metric].dtype
 
 
+@pytest.mark.parametrize("metric", EVIDENCE)
+def test_places_survive_with_it(metric):
+    places = np.arange(EVIDENCE[metric].shape[0 if metric == "miou" else -1]) // 2
+    again = decode_evidence(metric, encode_evidence(Evidence(metric=metric, units=EVIDENCE[metric], places=places)))
+    np.testing.assert_array_equal(again.units, EVIDENCE[metric])
+    np.testing.assert_array_equal(again.places, places)
+
+
 def test_rows_come_back_as_they_were(tmp_path: Path):
     out = str(tmp_path / "out")
     rows = [_row(predictions=np.array([0, 2, 1])), _row("miou", "segment_linear", step=7)]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -174,6 +176,75 @@ def test_draws_that_disagree_widen_the_interval():
     # Five draws of deviation 0.158: half the interval is 2.776 × 0.158 / √5 = 0.196, and resampling is a little short.
     assert 0.07 < widths[0] < 0.12
     assert 0.28 < widths[1] < 0.48
+
+
+def _in_places(trial, num_places, metric="accuracy"):
+    """Two equal models on some 30 images of each place; how well each does differs from place to place."""
+    draw = _draw(50, trial, num_places)
+    places = np.repeat(np.arange(num_places), draw.poisson(30, num_places) + 1)
+    pair = []
+    for _ in range(2):
+        rates = draw.beta(12, 3, num_places)[places]
+        if metric == "accuracy":
+            units = (draw.random(len(places)) < rates).astype(float)
+        else:
+            right = draw.binomial(50, rates[:, None], (len(places), 2))
+            units = np.stack([right[:, 0], 50 - right[:, 0], 50 - right[:, 1], right[:, 1]], axis=1).reshape(-1, 2, 2)
+        pair.append(Evidence(metric=metric, units=units, places=places))
+    return pair
+
+
+@pytest.mark.parametrize("num_places", [5, 20, 100])
+def test_interval_over_places_covers_that_of_new_places_about_95_times_in_100(num_places):
+    covered, by_images = 0, 0
+    for trial in range(300):
+        evidence, _ = _in_places(trial, num_places)
+        interval = bootstrap_interval(evidence, 1000, _draw(51, trial))
+        covered += interval.low <= 0.8 <= interval.high
+        interval = bootstrap_interval(_accuracy(evidence.units), 1000, _draw(51, trial))
+        by_images += interval.low <= 0.8 <= interval.high
+    assert 0.91 <= covered / 300 <= 0.99
+    assert by_images / 300 < 0.8, "drawing images is too sure"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "miou"])
+def test_equal_models_differ_by_place_alone_about_5_times_in_100(metric):
+    verdicts = [
+        paired_difference(*_in_places(trial, 12, metric), 1000, _draw(52, trial)).verdict for trial in range(300)
+    ]
+    assert 0.91 <= verdicts.count("no difference") / 300 <= 0.99
+
+
+def test_all_right_in_all_places_is_not_certain():
+    places = np.repeat(np.arange(20), 50)
+    interval = bootstrap_interval(Evidence(metric="accuracy", units=np.ones(1000), places=places), 4000, _draw(53))
+    assert 1 - 4.5 / 20 <= interval.low <= 1 - 1.9 / 20
+    assert interval.high == 1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "miou"])
+@pytest.mark.parametrize("number", ["one", "one each"])
+def test_one_place_or_one_for_each_image_is_as_none(metric, number):
+    first, second = _in_places(0, 12, metric)
+    places = np.zeros(first.num_images, np.int64) if number == "one" else np.arange(first.num_images)[::-1]
+    told = [replace(each, places=places) for each in (first, second)]
+    plain = [replace(each, places=None) for each in (first, second)]
+    assert bootstrap_interval(told[0], 1000, _draw(54)) == bootstrap_interval(plain[0], 1000, _draw(54))
+    assert paired_difference(*told, 1000, _draw(55)) == paired_difference(*plain, 1000, _draw(55))
+
+
+def test_places_are_drawn_with_all_of_their_images_whatever_their_order():
+    evidence, other = _in_places(1, 15, "miou")
+    order = _draw(56).permutation(evidence.num_images)
+    again, other_again = (
+        replace(each, units=each.units[order], places=-7 * each.places[order]) for each in (evidence, other)
+    )
+    interval, found = bootstrap_interval(evidence, 4000, _draw(57)), bootstrap_interval(again, 4000, _draw(57))
+    np.testing.assert_allclose([found.low, found.high], [interval.low, interval.high], atol=0.01)
+    assert (
+        paired_difference(again, other_again, 1000, _draw(58)).value
+        == paired_difference(evidence, other, 1000, _draw(58)).value
+    )
 
 
 @pytest.mark.parametrize("metric", ["miou", "iou", "f1"])

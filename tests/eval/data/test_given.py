@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.data.given import read_groups, read_parts, split_files
+from eval.data.given import read_groups, read_parts, read_places, split_files
 from eval.data.layout import find_layout
 from eval.data.split import TEST, TRAIN, VALIDATION
 from shards.errors import UserError
@@ -116,6 +116,14 @@ def test_a_name_of_two_samples_needs_its_path():
         read_parts("d", entries, {"train.txt": "1"}, {"train.txt": TRAIN})
     found = read_parts("d", entries, {"train.txt": "sea/1", "test.txt": "2"}, {"train.txt": TRAIN, "test.txt": TEST})
     np.testing.assert_array_equal(found, [TRAIN, -1, TEST])
+
+
+def test_places_come_back_from_the_table():
+    table = "test\timages/0.png\tx y\ntrain\timages/1.png\tz\ntest\timages/2.png\tx y\n"
+    assert _parts(split=table).tolist() == [TEST, TRAIN, TEST, -1]
+    assert read_places("d", ENTRIES, table) == ("x y", "z", "x y", ENTRIES[3].key)
+    assert read_places("d", ENTRIES, table + "train\timages/3.png\n") is None
+    assert read_places("d", ENTRIES, "") is None
 
 
 def test_groups_are_lines():

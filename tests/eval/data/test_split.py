@@ -158,6 +158,19 @@ def test_test_masks_without_a_class_are_refused():
         _split_of(data)
 
 
+def test_places_are_told_where_the_split_keeps_them_whole():
+    groups = tuple("pq" * 3 + "r" * 4 + "st" * 3 + "u" * 4)
+    split = _split_of(_data(groups=groups), test_share=0.4)
+    assert split.places == tuple(f"{groups.index(group):02d}" for group in groups)
+    assert {line.count("\t") for line in split.table.decode().splitlines()} == {2}
+    assert _split_of(_data(groups=groups), method="stratified").places is None
+    assert _split_of(_data(groups=tuple(map(str, range(20)))), method="grouped").places is None
+    assert _split_of(_data()).places is None
+    given_parts = np.array([TRAIN] * 6 + [TEST] * 4 + [VALIDATION] * 4 + [TRAIN] * 2 + [TEST] * 4)
+    groups = tuple("p" * 6 + "r" * 4 + "p" * 4 + "p" * 2 + "u" * 4)
+    assert _split_of(_data(groups=groups, given_parts=given_parts)).places is not None, "others may share a place"
+
+
 def test_masks_are_split_by_their_pixels():
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 5000, (200, 2)) * (draw.random((200, 2)) < [1, 0.2])
