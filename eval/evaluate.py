@@ -123,7 +123,9 @@ class Evaluation:
     ) -> list[Row]:
         """Return the rows of a question, from the results where they are there."""
         keys = [self._key(model, item, name, question.features) for name in question.protocol.titles]
-        rows = [] if self.config.redo else [row for row in map(self._results.get, keys) if row is not None]
+        known = [] if self.config.redo else [row for row in map(self._results.get, keys) if row is not None]
+        # The run may have been moved since.
+        rows = [replace(row, run=candidate.run) for row in known]
         if not rows:
             started = time.perf_counter()
             answers = question.answer()
@@ -165,7 +167,7 @@ class Evaluation:
             task=_RETRIEVAL if protocol.startswith(_RETRIEVAL) else _TASKS[item.data.kind],
             data=item.data.name, data_digest=item.data.digest, split_digest=item.split.digest,
             model=model.name, model_digest=model.digest, normalisation=self._normalisation.name(model),
-            step=candidate.step, samples_seen=candidate.samples_seen,
+            run=candidate.run, step=candidate.step, samples_seen=candidate.samples_seen,
             protocol=protocol, features=features, metric=outcome.metric,
             value=interval.value, low=interval.low, high=interval.high,
             num_train=int((found.parts != TEST).sum()), num_test=outcome.evidence.num_images,
@@ -251,7 +253,7 @@ def _percent(row: Row) -> str:
 
 def _describe_model(candidate: Candidate, model: Model) -> dict[str, Any]:
     names = ("name", "kind", "digest", "description", "image_px", "patch_px", "bands", "dtype", "mean", "std")
-    origin = {"run": candidate.run, "step": candidate.step, "samples_seen": candidate.samples_seen}
+    origin = {name: getattr(candidate, name) for name in ("run", "run_name", "step", "samples_seen")}
     training = None if candidate.training is None else asdict(candidate.training)
     record = None if candidate.record is None else asdict(candidate.record)
     return {name: getattr(model, name) for name in names} | origin | {"training": training, "record": record}

@@ -21,11 +21,11 @@ from eval.statistics import Evidence
 from shards import storage
 from shards.errors import UserError
 
-_FORMAT = b"pera-eval-results 3"
+_FORMAT = b"pera-eval-results 4"
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()), ("data", pa.string()), ("data_digest", pa.string()), ("split_digest", pa.string()),
-        ("model", pa.string()), ("model_digest", pa.string()), ("normalisation", pa.string()),
+        ("model", pa.string()), ("model_digest", pa.string()), ("normalisation", pa.string()), ("run", pa.string()),
         ("step", pa.int64()), ("samples_seen", pa.int64()), ("protocol", pa.string()), ("features", pa.string()),
         ("metric", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
         ("num_train", pa.int64()), ("num_test", pa.int64()), ("num_draws", pa.int64()), ("seed", pa.int64()),
@@ -50,6 +50,8 @@ class Row:
     """Of all that its features depend on, the normalisation included."""
     normalisation: str
     """By the figures of the model or of the dataset, or none."""
+    run: str | None = None
+    """URL of the run that exported the model, as it was given; None where the model has none."""
     step: int | None
     """Optimiser step of an export; `samples_seen` alike. None where the model has none."""
     samples_seen: int | None

@@ -9,6 +9,7 @@ rows and microseconds for each figure.
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev, variance
@@ -16,6 +17,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from eval.models.names import short_names
 from eval.models.record import Record
 from eval.protocols import TITLES
 from eval.results import Row
@@ -23,7 +25,7 @@ from eval.statistics import Difference, verdict_of
 from eval.summary import HEADLINES, VERBS, in_points, validation
 
 _Key = tuple[str, int | None]
-_END = re.compile(r"[-_. ]*(seed)?[-_. ]*$")
+_END = re.compile(r"[-_. /]*(seed)?[-_. /]*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +96,30 @@ def over_seeds(
 
 
 def _names(groups: Mapping[_Key, Sequence[str]], runs: Mapping[str, str]) -> dict[_Key, str]:
-    """Return a name for each group of models, a model's own where two groups would be called the same."""
+    """Return a name for each group of models: what the folder names of its runs have in common.
+
+    Where two groups would be called the same, what the paths of their runs have in common; and where that is the same,
+    too, the name of a model.
+    """
+    short = short_names(runs.values())
     names = {
         key: common_name([runs[model].rstrip("/").rpartition("/")[2] for model in models])
         for key, models in groups.items()
     }
-    told = list(names.values())
-    return {key: groups[key][0] if told.count(name) > 1 else name for key, name in names.items()}
+    paths = {key: _common_path([short[runs[model]] for model in models]) for key, models in groups.items()}
+    for others in (paths, {key: models[0] for key, models in groups.items()}):
+        told = Counter(names.values())
+        names = {key: others[key] if told[name] > 1 else name for key, name in names.items()}
+    return names
+
+
+def _common_path(runs: Sequence[str]) -> str:
+    """Return what the paths of runs begin with: whole folders, of runs in one folder their names' beginning, too."""
+    if len({run.rpartition("/")[0] for run in runs}) == 1:
+        return common_name(runs)
+    parts = zip(*[run.split("/") for run in runs], strict=False)
+    same = itertools.takewhile(lambda each: len(set(each)) == 1, parts)
+    return "/".join(each[0] for each in same) or runs[0]
 
 
 def common_name(runs: Sequence[str]) -> str:

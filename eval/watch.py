@@ -47,9 +47,13 @@ def _look(
             continue
         newest[run] = step
         started, log = time.monotonic(), read_training_log(run)
-        record = next(c.record for c in evaluation.candidates if c.run == run)
+        first = next(c for c in evaluation.candidates if c.run == run)
+        # A run keeps the name that its exports have in the report already.
+        assert first.run_name is not None
         try:
-            candidate = export_candidate(read_export(folder), evaluation.device, log, record, lazy=False)
+            candidate = export_candidate(
+                read_export(folder), evaluation.device, log, first.record, origin=first.run_name, lazy=False
+            )
             evaluation.check(candidate)
             evaluation.add(candidate)
         except UserError as error:

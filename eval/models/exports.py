@@ -65,10 +65,18 @@ class Export:
         return parent.removesuffix("/exports") if parent.endswith("/exports") else None
 
     @property
+    def origin(self) -> str:
+        """Return the URL of its run, or its own where it stands alone."""
+        return self.run or self.url
+
+    @property
     def label(self) -> str:
         """Return "RUN step N" for RUN/exports/step_N, else the folder's or file's own name and the step."""
-        name = (self.run or self.url).rstrip("/").rpartition("/")[2]
-        return name if self.step is None else f"{name} step {self.step}"
+        return self.label_in(self.origin.rstrip("/").rpartition("/")[2])
+
+    def label_in(self, origin: str) -> str:
+        """Return the same with another name for where it comes from."""
+        return origin if self.step is None else f"{origin} step {self.step}"
 
 
 def read_export(url: str) -> Export:

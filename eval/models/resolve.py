@@ -12,6 +12,7 @@ import torch
 from eval.models.exports import Export, read_export
 from eval.models.floors import floor_model
 from eval.models.model import Model, export_model, random_init_of_export, random_init_of_timm, timm_model
+from eval.models.names import short_names
 from eval.models.official import official_export
 from eval.models.record import Record, read_record
 from eval.models.runs import find_exports
@@ -39,6 +40,8 @@ class Candidate:
     is_floor: bool = False
     run: str | None = None
     """URL of the run that exported it; `step` and `samples_seen` say when."""
+    run_name: str | None = None
+    """What the report calls the run: the end of its URL that tells it from others; None without a run."""
     step: int | None = None
     samples_seen: int | None = None
     training: Training | None = None
@@ -75,12 +78,15 @@ def resolve_models(
     first = next((found[-1] for found in exports.values()), None)
     runs = dict.fromkeys(e.run for found in exports.values() for e in found if e.run is not None)
     told = {run: (read_training_log(run), read_record(run)) for run in runs}
+    origins = short_names(e.origin for found in exports.values() for e in found)
     named: dict[str, Candidate] = {}
     for word in words:
         if word in exports:
             lazy = len(exports[word]) > 1
             found = {
-                e.url: export_candidate(e, device, *told.get(e.run or "", (None, None)), lazy=lazy)
+                e.url: export_candidate(
+                    e, device, *told.get(e.run or "", (None, None)), origin=origins[e.origin], lazy=lazy
+                )
                 for e in exports[word]
             }
         else:
@@ -103,7 +109,7 @@ def _default_floors(words: Sequence[str], any_export: bool) -> list[str]:
 
 
 def export_candidate(
-    export: Export, device: torch.device, log: TrainingLog | None, record: Record | None, *, lazy: bool
+    export: Export, device: torch.device, log: TrainingLog | None, record: Record | None, *, origin: str, lazy: bool
 ) -> Candidate:
     """Return the candidate of an export; a lazy one reads its weights when it is loaded, and holds none.
 
@@ -112,6 +118,7 @@ def export_candidate(
         device: where the network runs.
         log: the metrics of its run; None: there are none.
         record: what its run was made from; None: nothing says so.
+        origin: what the report calls its run, or its folder where it stands alone.
         lazy: see above.
     """
     if lazy:
@@ -120,8 +127,9 @@ def export_candidate(
         model = export_model(export, device)
         load = lambda: model  # noqa: E731
     return Candidate(
-        name=export.label, bands=export.bands, dtype=export.dtype, load=load,
-        run=export.run, step=export.step, samples_seen=export.samples_seen,
+        name=export.label_in(origin), bands=export.bands, dtype=export.dtype, load=load,
+        run=export.run, run_name=None if export.run is None else origin,
+        step=export.step, samples_seen=export.samples_seen,
         training=None if log is None else log.until(export.step), record=record, may_fail=lazy,
     )  # fmt: skip
 

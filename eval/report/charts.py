@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from eval.report.contents import Contents, Figures, Table, interval, leading, percent, run_of
+from eval.report.contents import Contents, Figures, Table, interval, leading, percent
 
 _WIDTH, _HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _FOOT = 44, 12, 10, 30
@@ -62,21 +62,20 @@ def _charts(contents: Contents) -> Iterator[tuple[Table, list[Series], list[Figu
     tasks = dict.fromkeys(each.task for each in contents.tables)
     tables = [each for task in tasks for each in leading([each for each in contents.tables if each.task == task])]
     for each in tables:
-        if found := series(each):
+        if found := series(contents, each):
             yield each, found, [row for model, row in each.chosen().items() if model in contents.floors]
 
 
-def series(each: Table) -> list[Series]:
+def series(contents: Contents, each: Table) -> list[Series]:
     """Return the runs of a table with at least two steps; past six curves only the chosen features of each run."""
     found: dict[tuple[str, str], list[Figures]] = {}
     for row in each.rows:
-        if row.get("step") is not None:
-            found.setdefault((run_of(row["model"]), row["features"]), []).append(row)
+        if row["model"] in contents.runs and row.get("step") is not None:
+            found.setdefault((contents.runs[row["model"]], row["features"]), []).append(row)
     several = {key: rows for key, rows in found.items() if len({row["step"] for row in rows}) > 1}
     if len(several) > _NUM_COLOURS:
-        last = {
-            run_of(row["model"]): row for row in sorted(each.chosen().values(), key=lambda row: row.get("step") or 0)
-        }
+        by_step = sorted(each.chosen().values(), key=lambda row: row.get("step") or 0)
+        last = {contents.runs.get(row["model"]): row for row in by_step}
         several = {key: rows for key, rows in several.items() if last[key[0]]["features"] == key[1]}
     return [
         Series(name=f"{run}, {features}", rows=sorted(rows, key=lambda row: row["step"]))

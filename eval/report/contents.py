@@ -3,7 +3,6 @@
 Costs one pass over the rows and one over the comparisons.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +27,6 @@ LEADING = (
 )  # fmt: skip
 """Protocols of the short tables, in their order; a task with none of them shows its first two."""
 _ORDER = tuple(TITLES)
-_STEP = re.compile(r"[ ,@:/]*\bstep[ _]?[\d,]+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +63,8 @@ class Contents:
     """By task, data set and protocol, in the order of the report."""
     floors: frozenset[str]
     """Models that are floors."""
+    runs: Mapping[str, str]
+    """Name of each exported model → that of its run, which no other run has."""
     newest: frozenset[str]
     """Models but those that a later step of the same run overtakes; the baseline always."""
     baseline: str | None
@@ -93,11 +93,13 @@ def contents(report: Figures) -> Contents:
     against: dict[tuple[str, ...], list[Figures]] = {}
     for found in report.get("comparisons", []):
         against.setdefault(tuple(found[name] for name in ("data", "protocol", "model", "features")), []).append(found)
+    runs = {model["name"]: model["run_name"] for model in report["models"] if model.get("run_name") is not None}
     return Contents(
         report=report,
         tables=_tables(report),
         floors=frozenset(model["name"] for model in report["models"] if model.get("kind") == "floor"),
-        newest=_newest(report["models"], report["rows"]) | frozenset(filter(None, [report.get("baseline")])),
+        runs=runs,
+        newest=_newest(report["models"], runs) | frozenset(filter(None, [report.get("baseline")])),
         baseline=report.get("baseline"),
         _against=against,
     )
@@ -124,25 +126,15 @@ def _place(protocol: str) -> int:
     return _ORDER.index(protocol) if protocol in _ORDER else len(_ORDER)
 
 
-def _newest(models: Iterable[Figures], rows: Iterable[Figures]) -> frozenset[str]:
-    steps = {row["model"]: row["step"] for row in rows if row.get("step") is not None}
-    last: dict[str, tuple[int, str]] = {}
-    for name in (model["name"] for model in models):
-        # Without a step the name is no export's, whatever it looks like.
-        run = run_of(name) if name in steps else name
-        last[run] = max(last.get(run, (-1, "")), (steps.get(name, 0), name))
-    return frozenset(model for _, model in last.values())
+def _newest(models: Iterable[Figures], runs: Mapping[str, str]) -> frozenset[str]:
+    by_step = sorted(models, key=lambda model: model.get("step") or 0)
+    return frozenset({runs.get(model["name"], model["name"]): model["name"] for model in by_step}.values())
 
 
 def _turned(found: Figures) -> Figures:
     verdict = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
     turned = {"value": -found["value"], "low": -found["high"], "high": -found["low"], "verdict": verdict}
     return found | turned | {"model": found["other"], "other": found["model"]}
-
-
-def run_of(model: str) -> str:
-    """Return the name of the run that an export comes from: its name without the step."""
-    return _STEP.sub("", model) or model
 
 
 def title_of(protocol: str) -> str:

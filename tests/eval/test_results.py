@@ -19,7 +19,7 @@ EVIDENCE = {
 def _row(metric="accuracy", protocol="knn_5", step=None, predictions=None):
     return Row(
         task="t", data="d", data_digest="0", split_digest="1", model="m", model_digest="2",
-        normalisation="model", step=step, samples_seen=step,
+        normalisation="model", run=step and f"/runs/{step}", step=step, samples_seen=step,
         protocol=protocol, features="cls", metric=metric, value=0.5, low=0.4, high=0.6,
         num_train=2, num_test=3, num_draws=1000, seed=0, seconds=1.5, detail={"validation": None, "c": 1.0},
         predictions=predictions, evidence=Evidence(metric=metric, units=EVIDENCE[metric]),
@@ -70,7 +70,7 @@ def test_what_another_version_wrote_is_refused_by_name(tmp_path: Path):
     Results(out).append([_row()])
     path = tmp_path / "out" / "results.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({"format": "pera-eval-results 2"}), path)
+    pq.write_table(table.drop_columns("run").replace_schema_metadata({"format": "pera-eval-results 3"}), path)
     with pytest.raises(UserError, match=r"results\.parquet has other columns"):
         Results(out)
     pq.write_table(table.append_column("more", pa.array([1])), path)

@@ -89,6 +89,28 @@ def test_the_newest_export_stands_for_a_run_and_a_run_that_is_behind_is_apart():
     assert [f.method for f in _over_seeds(rows)] == ["a-0 step 20", "a-2 step 10"], "names stay apart"
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["jan/vitb-0", "jan/vitb-1", "feb/vitb-0", "feb/vitb-1"], ["jan/vitb", "feb/vitb"]),
+        (["0/vitb", "1/vitb", "0/cnn", "1/cnn"], ["vitb", "cnn"]),
+        (["base/0", "base/1", "wide/0", "wide/1"], ["base", "wide"]),
+        (["base/seed0/vitb", "base/seed1/vitb", "wide/seed0/vitb", "wide/seed1/vitb"], ["base", "wide"]),
+        (["jan/vitb", "jun/vitb", "mar/vitb", "may/vitb"], ["jan/vitb", "mar/vitb"]),
+        (["x/jan/vitb", "x/jun/vitb", "x/mar/vitb", "x/may/vitb"], ["jan/vitb", "mar/vitb"]),
+        (["x/a/1/vitb", "x/a/2/vitb", "y/a/1/vitb", "y/a/2/vitb"], ["x/a", "y/a"]),
+    ],
+)
+def test_methods_whose_runs_have_one_folder_name_are_told_apart(paths, names):
+    """Two methods of two seeds each."""
+    rows = [_row(f"{path} step 9", place / 10) for place, path in enumerate(paths)]
+    runs = {row.model: f"s3://bucket/runs/{path}" for row, path in zip(rows, paths, strict=True)}
+    records = {row.model: Record(method="ab"[place // 2], seed=place % 2) for place, row in enumerate(rows)}
+    figures = over_seeds(rows, runs, records)
+    assert [(figure.method, figure.num_seeds) for figure in figures] == [(name, 2) for name in names]
+    assert [figure.models for figure in figures] == [tuple(r.model for r in rows[:2]), tuple(r.model for r in rows[2:])]
+
+
 def test_every_protocol_and_data_set_has_its_own_figures():
     rows = [
         _row(f"a-{seed}", 0.5 + seed / 10 + place / 4, protocol=protocol, data=data)

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from eval.__main__ import parse
 from eval.evaluate import Evaluation
+from eval.report.charts import series
+from eval.report.contents import contents
 from eval.watch import watch
 from shards.errors import UserError
 
@@ -89,6 +91,38 @@ def test_all_runs_are_watched(tmp_path: Path, write_export, write_classes):
     assert {row["model"] for row in evaluation.report()["rows"]} == {
         f"{run} step {step}" for run in ("one", "two") for step in (10, 20)
     }
+
+
+def test_new_exports_of_runs_of_one_folder_name_are_of_their_runs(tmp_path: Path, write_export, write_classes):
+    """Both come to a step that the other has, or had."""
+    runs = {month: tmp_path / month / "vitb" for month in ("jan", "feb")}
+
+    def export(month, step):
+        # Weights are drawn by the step, and are to be each export's own.
+        folder = write_export(runs[month] / "exports" / f"step_{step:08d}", step=step + 1000 * (month == "feb"))
+        fields = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(fields | {"step": step}))
+
+    export("jan", 10)
+    export("feb", 20)
+    evaluation = _evaluation(runs.values(), write_classes(tmp_path / "d"), tmp_path / "out")
+    for run in runs.values():
+        (run / "config.yaml").write_text(yaml.safe_dump({"schedule": {"length": "30 steps"}}))
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 30, "samples": 30, "epoch": 1}) + "\n")
+    for month, step in (("jan", 20), ("jan", 30), ("feb", 30)):
+        export(month, step)
+    reports = []
+    watch(evaluation, lambda: reports.append(evaluation.report()), Console(file=io.StringIO()), lambda _: None)
+    names = [f"{run}/vitb step {step}" for run, steps in (("jan", (10, 20, 30)), ("feb", (20, 30))) for step in steps]
+    assert [model["name"] for model in reports[-1]["models"]] == names
+    assert [model["run"] for model in reports[-1]["models"]] == [str(runs[name[:3]]) for name in names]
+    index = contents(reports[-1])
+    assert index.newest == {"jan/vitb step 30", "feb/vitb step 30"}
+    steps = {one.name: [row["step"] for row in one.rows] for one in series(index, index.tables[0])}
+    assert (steps["jan/vitb, cls"], steps["feb/vitb, cls"]) == ([10, 20, 30], [20, 30])
+    compared = {(one["model"], one["other"]) for one in reports[-1]["comparisons"]}
+    assert ("feb/vitb step 30", "jan/vitb step 30") in compared
+    assert ("feb/vitb step 30", "feb/vitb step 20") in compared
 
 
 def test_a_run_is_asked_for_before_the_work(tmp_path: Path, write_classes):

@@ -64,9 +64,41 @@ def test_a_damaged_newest_export_is_passed_over_and_told(tmp_path: Path, write_e
     assert "step_00000002/model.safetensors is corrupt" in told[0]
 
 
-def test_models_of_one_name_are_told_apart(tmp_path: Path, write_export):
-    words = [str(write_export(tmp_path / side / "run" / "exports" / "step_00000100")) for side in "ab"]
-    assert [candidate.name for candidate in _resolve(*words)] == words
+def _named(*words):
+    return [(candidate.name, candidate.run_name) for candidate in _resolve(*words)]
+
+
+def test_runs_of_one_folder_name_are_called_by_what_tells_them_apart(tmp_path: Path, write_export):
+    """Whatever their steps, and a folder that stands alone is no run, but is told from them, too."""
+    for side, steps in (("a", (1, 2)), ("b", (2, 3)), ("c", (7,))):
+        for step in steps:
+            write_export(tmp_path / side / "run" / "exports" / f"step_{step:08d}", step=step)
+    a, b, c = (tmp_path / side / "run" for side in "abc")
+    alone = write_export(tmp_path / "alone" / "run", step=3)
+    assert _named(c, c / "exports" / "step_00000007") == [("run step 7", "run")]
+    assert _named(f"{a}@1", f"{b}@3") == [("a/run step 1", "a/run"), ("b/run step 3", "b/run")]
+    assert _named(f"{a}@all", f"{b}@all", f"{b}@2") == [
+        ("a/run step 1", "a/run"), ("a/run step 2", "a/run"), ("b/run step 2", "b/run"), ("b/run step 3", "b/run"),
+    ]  # fmt: skip
+    assert _named(b, alone) == [("b/run step 3", "b/run"), ("alone/run step 3", None)]
+
+
+def test_exports_of_one_run_and_step_are_called_by_their_folders(tmp_path: Path, write_export):
+    words = [str(write_export(tmp_path / "run" / "exports" / name)) for name in ("step_00000100", "again_100")]
+    assert _named(*words) == [(word, "run") for word in words]
+
+
+def test_runs_of_one_folder_name_in_a_bucket(tmp_path: Path, write_export, object_store: str):
+    from shards import storage
+
+    folder = write_export(tmp_path / "e")
+    for side in "ab":
+        for file in folder.iterdir():
+            url = f"{object_store}/eval-runs/{side}/run/exports/step_00000100/{file.name}"
+            storage.write_bytes(url, file.read_bytes())
+    runs = [f"{object_store}/eval-runs/{side}/run/" for side in "ab"]
+    found = [(candidate.name, candidate.run) for candidate in _resolve(*runs)]
+    assert found == [(f"{side}/run step 100", run.rstrip("/")) for side, run in zip("ab", runs, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def _model(name: str, hostile: str) -> dict[str, Any]:
     kind = "floor" if name in FLOORS else "export" if "step" in name else "timm"
     step = int(name.split("step ")[1][:5]) if kind == "export" else None
     return {
+        "run": "/runs/pera-s" if step else None, "run_name": f"pera-s{hostile}" if step else None,
         "step": step, "samples_seen": step and 512 * step,
         "training": step and {"samples_per_s": 1234.5, "memory_bytes": (step + 777) << 20},
         "mean": None if kind == "floor" else [0.485, 0.456, 0.406],

@@ -11,16 +11,24 @@ def _row(step, value, features="cls", run="run"):
             "value": value, "low": value - 0.1, "high": value + 0.1, "step": step, "metric": "accuracy"}  # fmt: skip
 
 
-def _table(rows):
-    return Table(task="t", data="d", protocol="linear", rows=rows)
+def _series(rows):
+    """Return the series of rows whose runs are what their models' names begin with."""
+    models = [{"name": row["model"], "run_name": row["model"].split(" step")[0]} for row in rows]
+    index = contents({"models": models, "data": [{"name": "d"}], "rows": rows})
+    return series(index, Table(task="t", data="d", protocol="linear", rows=rows))
 
 
 def test_a_series_is_a_run_with_one_kind_of_features():
     rows = [_row(20, 0.5), _row(10, 0.4), _row(10, 0.3, "mean"), _row(20, 0.4, "mean"), _row(5, 0.5, run="other")]
     rows.append(_row(1, 0.5, run="timm") | {"step": None})
-    found = series(_table(rows))
+    found = _series(rows)
     assert [one.name for one in found] == ["run, cls", "run, mean"]
     assert [row["step"] for row in found[0].rows] == [10, 20]
+
+
+def test_runs_of_one_folder_name_are_two_series():
+    rows = [_row(step, 0.5, run=run) for step in (1, 2) for run in ("jan/vitb", "feb/vitb")]
+    assert [(one.name, len(one.rows)) for one in _series(rows)] == [("feb/vitb, cls", 2), ("jan/vitb, cls", 2)]
 
 
 def test_many_curves_are_cut_to_the_chosen_features():
@@ -28,11 +36,11 @@ def test_many_curves_are_cut_to_the_chosen_features():
         _row(step, 0.5, features, run) | {"chosen": features == "b"}
         for step in (1, 2) for features in "abc" for run in ("r", "s", "t")
     ]  # fmt: skip
-    assert [one.name for one in series(_table(rows))] == ["r, b", "s, b", "t, b"]
+    assert [one.name for one in _series(rows)] == ["r, b", "s, b", "t, b"]
 
 
 def test_places_go_by_step_and_value():
-    found = series(_table([_row(0, 0.2), _row(500, 0.4), _row(1000, 0.6)]))
+    found = _series([_row(0, 0.2), _row(500, 0.4), _row(1000, 0.6)])
     chart = step_chart("t", found, [_row(0, 0.2) | {"model": "floor:image_stats"}])
     x, y = zip(
         *[map(float, place) for place in re.findall(r'<circle class="dot0" cx="(.*?)" cy="(.*?)"', chart)], strict=True
@@ -47,7 +55,7 @@ def test_places_go_by_step_and_value():
 
 def test_names_of_close_floors_do_not_lie_on_each_other():
     floors = [_row(0, value) | {"model": f"floor:{value}"} for value in (0.300, 0.301, 0.302, 0.5)]
-    chart = step_chart("t", series(_table([_row(0, 0.2), _row(1, 0.9)])), floors)
+    chart = step_chart("t", _series([_row(0, 0.2), _row(1, 0.9)]), floors)
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="end">0\.', chart))
     assert len(heights) == 4
     assert min(b - a for a, b in pairwise(heights)) >= 11.9
