@@ -127,9 +127,13 @@ def _verdicts(index: Contents) -> str:
     verdicts = index.report.get("verdicts", [])
     if not verdicts:
         return "<p>There is nothing to compare: add a backbone and a floor.</p>"
-    # Names end here with a space, a colon or a full stop: step 20 is not meant by step 200.
-    earlier = re.compile("|".join(rf"{re.escape(name)}(?=[ :.])" for name in sorted(_earlier(index))) or r"(?!)")
-    first, rest = ([each for each in verdicts if bool(earlier.search(each)) is old] for old in (False, True))
+    # Names begin here after a space and end with a space, a colon or a full stop: step 20 is not meant by step 200. The
+    # longest that fits is meant: vitb step 20 is not by jan/vitb step 20, nor by my vitb step 20.
+    names = sorted((model["name"] for model in index.report["models"]), key=len, reverse=True)
+    named = re.compile(rf"(?<= )(?:{'|'.join(map(re.escape, names))})(?=[ :.])")
+    earlier = _earlier(index)
+    is_old = [not earlier.isdisjoint(named.findall(each)) for each in verdicts]
+    first, rest = ([each for each, old in zip(verdicts, is_old, strict=True) if old is told] for told in (False, True))
     more = folded("Earlier exports", _list(rest), is_open=not first) if rest else ""
     return (_list(first) if first else "") + more
 

@@ -201,3 +201,14 @@ def test_verdicts_on_earlier_exports_are_folded_away(report):
     before, after = render(report).split("Earlier exports")
     assert report["verdicts"][0] in before
     assert all(text in after for text in report["verdicts"][1:])
+
+
+def test_a_verdict_is_on_an_earlier_export_by_its_whole_name(report):
+    """Whether its name ends, or begins, as another does."""
+    said = "On d, {} is better than floor:image_stats: x"
+    names = [("vitb", 20), ("vitb", 200), ("jan/vitb", 20), ("my vitb", 20)]
+    report["models"] = [{"name": f"{run} step {step}", "run_name": run, "step": step} for run, step in names]
+    report["verdicts"] = [said.format(model["name"]) for model in report["models"]]
+    before, after = render(report).split("Earlier exports")
+    assert [text in before for text in report["verdicts"]] == [False, True, True, True]
+    assert report["verdicts"][0] in after
