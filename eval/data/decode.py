@@ -1,16 +1,20 @@
-"""Image files to pixels with named bands: Pillow for PNG, JPEG, WebP, BMP; GDAL (rasterio) where the format is geo."""
+"""Image files to pixels with named bands: Pillow for PNG, JPEG, WebP, BMP; GDAL (rasterio) where the format is geo.
+
+A PNG of 16 bits goes to GDAL, too: of colours Pillow would give 8 of them.
+"""
 
 import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -22,6 +26,7 @@ EXTENSIONS = PLAIN_EXTENSIONS | GEO_EXTENSIONS
 RGB = ("red", "green", "blue")
 _ADDRESS, _MEMORY_FILE = re.compile(r" at 0x[0-9a-fA-F]+"), re.compile(r"/vsimem/[^\s'\"`,;:)]*")
 _MAX_TOLD = 400
+_PNG_START, _PNG_BITS_AT = b"\x89PNG\r\n\x1a\n", 24  # in its first chunk, which has a fixed form
 
 
 class UnreadableImageError(ValueError):
@@ -44,20 +49,26 @@ def extension(path: str) -> str:
 def decode(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:
     """Return (pixels [height, width, bands], band names) of an image file's bytes.
 
-    Grey becomes red = green = blue, an alpha channel is dropped; more bands take the names that the file gives them,
-    else those of their colour interpretation, else band_1, band_2, …
+    Grey becomes red = green = blue, a palette its colours, an alpha channel is dropped; more bands take the names that
+    the file gives them, else those of their colour interpretation, else band_1, band_2, …
 
     Raises:
         UnreadableImageError: damaged, truncated or of another format.
     """
     try:
-        pixels, bands = _decode_geo(data) if extension(path) in GEO_EXTENSIONS else _decode_plain(path, data)
+        pixels, bands = _decode_geo(data) if needs_gdal(path, data) else _decode_plain(path, data)
     # Pillow raises SyntaxError for some broken PNGs.
     except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(reason(error)) from error
     if pixels.shape[2] == 1:
         return np.repeat(pixels, 3, axis=2), RGB
     return pixels, bands
+
+
+def needs_gdal(path: str, data: bytes) -> bool:
+    """Say whether GDAL has to read an image file: its format is geo, or it is a PNG of 16 bits."""
+    is_wide_png = data.startswith(_PNG_START) and data[_PNG_BITS_AT : _PNG_BITS_AT + 1] == bytes([16])
+    return extension(path) in GEO_EXTENSIONS or is_wide_png
 
 
 def image_size(path: str, data: bytes) -> tuple[int, int] | None:
@@ -91,7 +102,18 @@ def _decode_geo(data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:
         names = _band_names(image)
         chosen = [index for index, name in enumerate(names) if name != "alpha"]
         pixels = image.read([index + 1 for index in chosen])
+        if [image.colorinterp[index] for index in chosen] == [ColorInterp.palette]:
+            return _colours(image.colormap(chosen[0] + 1), pixels[0]), RGB
     return np.moveaxis(pixels, 0, 2), tuple(names[index] for index in chosen)
+
+
+def _colours(palette: Mapping[int, tuple[int, ...]], indexes: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """Return the colours [H, W, 3] of a palette's indexes [H, W]; what it lacks is black."""
+    table = np.zeros((np.iinfo(indexes.dtype).max + 1, 3), np.uint8)
+    for index, colour in palette.items():
+        table[index] = colour[:3]
+    colours: NDArray[np.uint8] = table[indexes]
+    return colours
 
 
 def _band_names(image: "rasterio.DatasetReader") -> list[str]:

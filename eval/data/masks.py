@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.io import MemoryFile
 
-from eval.data.decode import GEO_EXTENSIONS, UnreadableImageError, extension, reason
+from eval.data.decode import UnreadableImageError, extension, needs_gdal, reason
 from eval.data.kinds import IGNORE, Kind
 from shards.errors import UserError
 
@@ -52,7 +52,7 @@ def decode_mask(path: str, data: bytes) -> NDArray[np.integer]:
         UserError: it holds colours or floats.
     """
     try:
-        values = _decode_geo(data) if extension(path) in GEO_EXTENSIONS else _decode_plain(data)
+        values = _decode_geo(data) if needs_gdal(path, data) else _decode_plain(data)
     except MemoryError:
         raise
     # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …

@@ -9,9 +9,13 @@ from eval.data.decode import UnreadableImageError, decode, reason
 
 
 def _tiff(path: Path, pixels: np.ndarray, **profile) -> bytes:
+    return _image(path, pixels, "GTiff", **profile)
+
+
+def _image(path: Path, pixels: np.ndarray, driver: str, **profile) -> bytes:
     height, width, count = pixels.shape
     size = {"width": width, "height": height, "count": count}
-    with rasterio.open(path, "w", driver="GTiff", dtype=pixels.dtype, **size, **profile) as image:
+    with rasterio.open(path, "w", driver=driver, dtype=pixels.dtype, **size, **profile) as image:
         image.write(np.moveaxis(pixels, 2, 0))
     return path.read_bytes()
 
@@ -28,6 +32,38 @@ def test_pillow_modes_become_red_green_blue(tmp_path: Path):
         pixels, bands = decode(name, (tmp_path / name).read_bytes())
         np.testing.assert_array_equal(pixels, expected)
         assert bands == ("red", "green", "blue")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("num_bands", [1, 2, 3, 4], ids=["grey", "grey and alpha", "RGB", "RGB and alpha"])
+def test_a_png_of_16_bits_keeps_them(tmp_path: Path, num_bands):
+    """Pillow gives their upper halves alone, but for grey."""
+    pixels = np.random.default_rng(0).integers(0, 65_536, (8, 9, num_bands)).astype(np.uint16)
+    data = _image(tmp_path / "a.png", pixels, "PNG")
+    read, bands = decode("a.png", data)
+    np.testing.assert_array_equal(read, pixels[:, :, :3] if num_bands > 2 else np.repeat(pixels[:, :, :1], 3, axis=2))
+    assert (read.dtype, bands) == (np.uint16, ("red", "green", "blue"))
+    for damaged in (data[:30], data[: len(data) // 2], data[:-20]):
+        with pytest.raises(UnreadableImageError):
+            decode("a.png", damaged)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_palette_gives_its_colours_in_any_format(tmp_path: Path):
+    indexes = np.arange(36, dtype=np.uint8).reshape(6, 6) % 5
+    palette = np.array([[9, 8, 7], [200, 0, 0], [0, 180, 0], [0, 0, 160], [255, 255, 255]], np.uint8)
+    picture = Image.fromarray(indexes, "P")
+    picture.putpalette(palette.tobytes())
+    for name in ("a.png", "a.tif", "a.bmp"):
+        picture.save(tmp_path / name)
+        pixels, bands = decode(name, (tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(pixels, palette[indexes], err_msg=name)
+        assert (pixels.dtype, bands) == (np.uint8, ("red", "green", "blue"))
+    wide = tmp_path / "wide.tif"
+    _tiff(wide, indexes[:, :, None].astype(np.uint16) + 300, photometric="palette")
+    with rasterio.open(wide, "r+") as image:
+        image.write_colormap(1, {300 + index: (*colour, 255) for index, colour in enumerate(palette.tolist())})
+    np.testing.assert_array_equal(decode("wide.tif", wide.read_bytes())[0], palette[indexes])
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -53,6 +53,21 @@ def test_tiff_types(tmp_path, dtype):
     np.testing.assert_array_equal(decode_mask("m.tif", path.read_bytes()), VALUES)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_the_palette_of_a_tiff_does_not_matter():
+    np.testing.assert_array_equal(decode_mask("m.tif", _bytes(_palette(), "TIFF")), VALUES)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("num_bands", [1, 2, 3, 4])
+def test_a_png_of_16_bits_keeps_them(tmp_path, num_bands):
+    values = VALUES.astype(np.uint16) * 300
+    path = tmp_path / "m.png"
+    with rasterio.open(path, "w", driver="PNG", dtype="uint16", width=3, height=2, count=num_bands) as image:
+        image.write(np.stack([values] * num_bands))
+    np.testing.assert_array_equal(decode_mask("m.png", path.read_bytes()), values)
+
+
 def test_a_lossy_mask_is_black_and_white():
     truth = np.kron(np.random.default_rng(0).integers(0, 2, (16, 16)), np.ones((4, 4))).astype(np.uint8) * 255
     data = _bytes(Image.fromarray(truth), "JPEG", quality=50)
