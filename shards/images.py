@@ -26,6 +26,7 @@ _EXACT_MODES = ("L", "RGB", "RGBA", "I;16", "F")
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _NPY_HEADER_BYTES = 2**16 + 10  # more than numpy takes
 _TOLD_CHARS = 200  # of what numpy and Pillow say: it may quote the damaged bytes
+_TIFF_BITS = 258
 _JPEG_START = b"\xff\xd8"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
 
@@ -161,6 +162,7 @@ def _read_jpeg(data: bytes | memoryview, padded: bool, out: NDArray[Any] | None)
 def _read_picture(extension: str, data: bytes | memoryview, padded: bool) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
+            is_halved = _is_halved(image)
             image.load()
             mode = image.mode
             plain = image if mode in (*_EXACT_MODES, *_WIDER_MODES) else image.convert("RGB")
@@ -170,9 +172,19 @@ def _read_picture(extension: str, data: bytes | memoryview, padded: bool) -> NDA
     # Pillow's readers pass on whatever damaged bytes lead to: struct.error, SyntaxError, IndexError, …
     except Exception as error:
         raise ValueError(f"cannot decode .{extension} image: {_one_line(error)}") from error
-    if mode in _WIDER_MODES:
-        raise ValueError(f"a .{extension} image of mode {mode} has no exact form here: store it as .npy")
+    if mode in _WIDER_MODES or is_halved:
+        told = f"{mode} and 16 bits" if is_halved else mode
+        raise ValueError(f"a .{extension} image of mode {told} has no exact form here: store it as .npy")
     return pixels
+
+
+def _is_halved(image: Image.Image) -> bool:
+    """Say whether Pillow gives 8 of the 16 bits of an image that it has not loaded yet, as it does of colours."""
+    if image.mode.startswith(("I", "F")):
+        return False
+    is_stated = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    # The tiles of a TIFF whose bands lie in planes do not state it.
+    return is_stated or 16 in getattr(image, "tag_v2", {}).get(_TIFF_BITS, ())
 
 
 def _in_place(image: Image.Image) -> NDArray[np.uint8]:

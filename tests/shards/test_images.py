@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -59,6 +60,27 @@ def test_modes_that_would_lose_their_values_are_refused(mode):
     Image.new(mode, (4, 4)).save(out, "TIFF")
     with pytest.raises(ValueError, match=f"image of mode {mode} has no exact form"):
         decode_image("tif", out.getvalue())
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    ("driver", "num_bands", "options"),
+    [
+        ("PNG", 2, {}),
+        ("PNG", 3, {}),
+        ("PNG", 4, {}),
+        ("GTiff", 3, {"photometric": "rgb", "interleave": "pixel"}),
+        ("GTiff", 4, {"photometric": "rgb", "interleave": "pixel"}),
+        ("GTiff", 3, {"photometric": "rgb", "interleave": "band"}),
+    ],
+)
+def test_colours_of_16_bits_are_refused(tmp_path, driver, num_bands, options):
+    """Pillow would give the upper halves alone."""
+    size = {"width": 5, "height": 4, "count": num_bands}
+    with rasterio.open(tmp_path / "a", "w", driver=driver, dtype="uint16", **size, **options) as image:
+        image.write(np.full((num_bands, 4, 5), 300, np.uint16))
+    with pytest.raises(ValueError, match=r"a \.x image of mode \w+ and 16 bits has no exact form here"):
+        decode_image("x", (tmp_path / "a").read_bytes())
 
 
 def test_floats_and_arrays_without_a_band_axis():
