@@ -27,6 +27,12 @@ def print_summary(report: dict[str, Any], out: str, console: Console) -> None:
             console.print(
                 f"{data['name']}: {len(data['rejected'])} unreadable images left out, see the report", markup=False
             )
+        if data.get("images_with_missing_values"):
+            console.print(
+                f"{data['name']}: in {data['images_with_missing_values']} images some values are NaN or infinite, and "
+                "models saw the mean of the band instead",
+                markup=False,
+            )
     console.print(
         f"report: {storage.join(out, 'report.html')} (also report.md, results.json, results.parquet)", markup=False
     )

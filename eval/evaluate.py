@@ -78,6 +78,7 @@ class Evaluation:
         self._pictures: dict[tuple[str, ...], list[Stored]] = {}
         self._truth: dict[str, NDArray[np.int64]] = {}
         self._rejected: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._num_incomplete: dict[str, int] = {}
         self._normalisation = Normalisation(config, self.device)
 
     def run(self) -> None:
@@ -110,6 +111,7 @@ class Evaluation:
             with questions(model, item, self.config, self.device) as found:
                 self._costs.append({"model": model.name, "data": item.data.name, **asdict(found.cost)})
                 self._rejected[item.data.name] = found.rejected
+                self._num_incomplete[item.data.name] = found.num_incomplete
                 if found.labels is not None:
                     self._truth[item.data.name] = found.labels[found.parts == TEST]
                 for question in found.asked:
@@ -211,7 +213,8 @@ class Evaluation:
             "models": [self._models[candidate.name] for candidate in done],
             "baseline": self._baseline,
             "data": [
-                item.figures(self._rejected.get(item.data.name, ())) | self._normalisation.figures(item)
+                item.figures(self._rejected.get(item.data.name, ()), self._num_incomplete.get(item.data.name, 0))
+                | self._normalisation.figures(item)
                 for item in self.prepared
             ],
             "rows": [row.figures() | {"chosen": _place_of(row) in chosen_keys} for row in rows],

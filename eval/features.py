@@ -2,7 +2,8 @@
 
 Threads read, decode and resize while the main thread runs the backbone; a few batches are in flight at a time, so
 that memory holds the features (float32 [N, D]) and never the images. Patch features, which are larger, are in
-`eval.patches`.
+`eval.patches`. Values that an image lacks are filled in (`eval.data.missing`) and such images counted; one that has no
+value at all is unreadable.
 """
 
 import io
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from eval.data.decode import UnreadableImageError, labelled_chips
 from eval.data.kinds import LabelledData, Sample
+from eval.data.missing import filled, present
 from eval.models.model import Model, digest_of
 from eval.models.resolve import Candidate
 from eval.models.windows import resized
@@ -37,6 +39,8 @@ _JOINED = "cls+mean"
 
 Advance = Callable[[int], None]
 Prepared = TypeVar("Prepared")
+Loaded = tuple[list[tuple[int, Prepared]], list[tuple[str, str]], int]
+"""(place, prepared sample) of some samples, (id, reason) of the unreadable among them, and how many lack values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class FeatureTable:
     """Each kind of feature, [M, D]."""
     rejected: tuple[tuple[str, str], ...]
     """(id, reason) of every image left out."""
+    num_incomplete: int
+    """How many of the others lack values."""
     cost: Cost
 
 
@@ -119,7 +125,7 @@ def features_of(model: Model, data: LabelledData, out: str, work: Work, variant:
     values = dict(table.values)
     if {"cls", "patch_mean"} <= values.keys():
         values[_JOINED] = np.concatenate([values["cls"], values["patch_mean"]], axis=1)
-    return FeatureTable(index=table.index, values=values, rejected=table.rejected, cost=table.cost)
+    return replace(table, values=values)
 
 
 def extract(model: Model, data: LabelledData, places: Sequence[int], work: Work, share: float = 1.0) -> FeatureTable:
@@ -132,12 +138,14 @@ def extract(model: Model, data: LabelledData, places: Sequence[int], work: Work,
     index: list[int] = []
     parts: list[dict[str, Tensor]] = []
     rejected: list[tuple[str, str]] = []
+    num_incomplete = 0
 
     def prepare(sample: Sample) -> Tensor:
         return model_input(in_bands_of(model, data, sample), model.image_px, share)
 
-    for images, faults in load_ahead(data, places, work.batch_size, work.workers, prepare):
+    for images, faults, lacking in load_ahead(data, places, work.batch_size, work.workers, prepare):
         rejected += faults
+        num_incomplete += lacking
         check_rejected(data, rejected, len(places))
         # A model that takes images as they are sees one batch per run of equal sizes.
         for _, group in itertools.groupby(images, key=lambda item: item[1].shape):
@@ -150,6 +158,7 @@ def extract(model: Model, data: LabelledData, places: Sequence[int], work: Work,
         index=np.array(index, np.int64),
         values={name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]},
         rejected=tuple(rejected),
+        num_incomplete=num_incomplete,
         cost=cost_since(started, len(places)),
     )
 
@@ -198,15 +207,15 @@ def load_ahead(
     batch_size: int,
     workers: int,
     prepare: Callable[[Sample], Prepared],
-) -> Iterator[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]:
-    """Yield batches of (place, prepared sample) and of (id, reason) of the unreadable, while the next are being read.
+) -> Iterator[Loaded[Prepared]]:
+    """Yield what is loaded batch by batch, while the next ones are being read.
 
     `prepare` runs in the reading threads.
     """
     starts = iter(range(0, len(places), batch_size))
     with ThreadPoolExecutor(workers) as pool, labelled_chips():
 
-        def submit(start: int) -> "Future[tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]]":
+        def submit(start: int) -> "Future[Loaded[Prepared]]":
             return pool.submit(_load, data, places[start : start + batch_size], prepare)
 
         pending = deque(submit(start) for start in itertools.islice(starts, workers + 1))
@@ -216,31 +225,41 @@ def load_ahead(
             yield loaded
 
 
-def _load(
-    data: LabelledData, places: Sequence[int], prepare: Callable[[Sample], Prepared]
-) -> tuple[list[tuple[int, Prepared]], list[tuple[str, str]]]:
+def _load(data: LabelledData, places: Sequence[int], prepare: Callable[[Sample], Prepared]) -> Loaded[Prepared]:
     samples: list[tuple[int, Prepared]] = []
     rejected: list[tuple[str, str]] = []
+    num_incomplete = 0
     for place in places:
         try:
             sample = data.read(place)
+            num_incomplete += _is_incomplete(sample)
         except UnreadableImageError as error:
             rejected.append((data.ids[place], str(error)))
             continue
         samples.append((place, prepare(sample)))
-    return samples, rejected
+    return samples, rejected, num_incomplete
+
+
+def _is_incomplete(sample: Sample) -> bool:
+    """Say whether images lack values; raise UnreadableImageError if one has none."""
+    known = [there for there in map(present, sample.images) if there is not None]
+    if not all(there.any() for there in known):
+        raise UnreadableImageError("all of its values are NaN or infinite")
+    return bool(known)
 
 
 def in_bands_of(model: Model, data: LabelledData, sample: Sample) -> Sample:
-    """Return a sample with the bands that a model takes, in its order."""
-    if model.bands in (None, data.bands):
-        return sample
-    chosen = [data.bands.index(band) for band in model.bands or ()]
-    return replace(sample, images=tuple(image[:, :, chosen] for image in sample.images))
+    """Return a sample with the bands that a model takes, in its order, and the mean of the band for what is missing."""
+    images = sample.images
+    if model.bands not in (None, data.bands):
+        chosen = [data.bands.index(band) for band in model.bands or ()]
+        images = tuple(image[:, :, chosen] for image in images)
+    return replace(sample, images=tuple(filled(image, model.mean) for image in images))
 
 
 def _encode(table: FeatureTable) -> bytes:
-    info = json.dumps({"rejected": table.rejected, "cost": asdict(table.cost)}).encode()
+    told = {"rejected": table.rejected, "num_incomplete": table.num_incomplete, "cost": asdict(table.cost)}
+    info = json.dumps(told).encode()
     out = io.BytesIO()
     arrays = {f"features.{name}": values for name, values in table.values.items()}
     np.savez(out, index=table.index, info=np.frombuffer(info, np.uint8), **arrays)  # type: ignore[arg-type]
@@ -256,4 +275,7 @@ def _decode(url: str) -> FeatureTable:
     except (zipfile.BadZipFile, ValueError, KeyError) as error:
         raise UserError(f"cached features {url} are damaged ({error}): remove the file and run again") from error
     rejected = tuple((path, reason) for path, reason in info["rejected"])
-    return FeatureTable(index=index, values=values, rejected=rejected, cost=Cost(**info["cost"]))
+    return FeatureTable(
+        index=index, values=values, rejected=rejected, cost=Cost(**info["cost"]),
+        num_incomplete=info.get("num_incomplete", 0),  # older files have none: such images had no features
+    )  # fmt: skip

@@ -1,5 +1,7 @@
 """Normalisation by the data: mean and deviation of each band over all pixels of the training part.
 
+What is missing of them (`eval.data.missing`) counts for nothing.
+
 A backbone brings the normalisation of its own training; for another sensor that of the data may be the better one, or
 cost points. Floors of fixed figures (`image_stats`, `random_conv`) have none and stay as they are.
 
@@ -11,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from eval.config import EvalConfig
 from eval.data.kinds import LabelledData, Sample
+from eval.data.missing import present
 from eval.data.split import TRAIN
 from eval.features import Work, check_rejected, load_ahead
 from eval.models.model import Model, digest_of, embedder, normaliser
@@ -30,6 +33,7 @@ from shards.errors import UserError
 _VERSION = "band figures 1"
 _STRIP_PX = 1 << 20
 _EXACT_BYTES = 2  # of integers whose squares, a strip of them added up, fit int64
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +47,19 @@ class BandFigures:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over pixels, band by band: whole numbers of integer types, else floats."""
+    """Sums over the values that are there, band by band: whole numbers of integer types, else floats."""
 
-    num_pixels: int
+    num_values: tuple[int, ...]
     values: tuple[int | float, ...]
     squares: tuple[int | float, ...]
 
     def __add__(self, other: "Sums") -> "Sums":
-        values, squares = (
-            tuple(a + b for a, b in zip(mine, others, strict=True))
-            for mine, others in ((self.values, other.values), (self.squares, other.squares))
-        )
-        return Sums(self.num_pixels + other.num_pixels, values, squares)
+        num_values = _added(self.num_values, other.num_values)
+        return Sums(num_values, _added(self.values, other.values), _added(self.squares, other.squares))
+
+
+def _added(mine: tuple[_Number, ...], others: tuple[_Number, ...]) -> tuple[_Number, ...]:
+    return tuple(a + b for a, b in zip(mine, others, strict=True))
 
 
 def sums_of(images: Iterable[NDArray[np.generic]]) -> Sums:
@@ -71,17 +76,20 @@ def _strips(image: NDArray[np.generic]) -> list[NDArray[np.generic]]:
 def _sums(pixels: NDArray[np.generic]) -> Sums:
     is_exact = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= _EXACT_BYTES
     wide = pixels.astype(np.int64 if is_exact else np.float64)
-    return Sums(len(wide), tuple(wide.sum(axis=0).tolist()), tuple(np.square(wide).sum(axis=0).tolist()))
+    num_values, there = (len(wide),) * wide.shape[1], present(pixels)
+    if there is not None:
+        wide, num_values = np.where(there, wide, 0), tuple(there.sum(axis=0).tolist())
+    return Sums(num_values, tuple(wide.sum(axis=0).tolist()), tuple(np.square(wide).sum(axis=0).tolist()))
 
 
 def band_figures(sums: Sums, dtype: str) -> BandFigures:
     """Return mean and deviation of what was added up of a type; integers are scaled by their largest value."""
     scale = 1.0 if np.dtype(dtype).kind == "f" else float(np.iinfo(dtype).max)
-    number = sums.num_pixels
+    bands = list(zip(sums.num_values, sums.values, sums.squares, strict=True))
     # In whole numbers nothing is lost when the square of the mean is taken away.
-    variances = [max(0, number * s - v * v) / number**2 for v, s in zip(sums.values, sums.squares, strict=True)]
+    variances = [max(0, number * s - v * v) / number**2 for number, v, s in bands]
     return BandFigures(
-        mean=tuple(value / number / scale for value in sums.values),
+        mean=tuple(value / number / scale for number, value, _ in bands),
         std=tuple(math.sqrt(variance) / scale or 1.0 for variance in variances),
     )
 
@@ -90,19 +98,26 @@ def measure(data: LabelledData, places: Sequence[int], work: Work) -> BandFigure
     """Return the figures of the readable samples at some places, of pairs of both images.
 
     Raises:
-        UserError: more than 1 % of them are unreadable, or hold values that are not finite.
+        UserError: more than 1 % of them are unreadable, a band lacks all its values, or values are too large.
     """
     parts: list[Sums] = []
     rejected: list[tuple[str, str]] = []
-    for loaded, faults in load_ahead(data, places, work.batch_size, work.workers, _sums_of_sample):
+    for loaded, faults, _ in load_ahead(data, places, work.batch_size, work.workers, _sums_of_sample):
         rejected += faults
         check_rejected(data, rejected, len(places))
         parts += [sums for _, sums in loaded]
         work.advance(len(loaded) + len(faults))
     check_rejected(data, rejected, len(places), at_end=True)
-    figures = band_figures(sum(parts[1:], start=parts[0]), data.dtype)
+    sums = sum(parts[1:], start=parts[0])
+    empty = [band for band, number in zip(data.bands, sums.num_values, strict=True) if not number]
+    if empty:
+        raise UserError(
+            f"all values of {','.join(empty)} are NaN or infinite in the training images of {data.name}: "
+            "choose the other bands with #bands="
+        )
+    figures = band_figures(sums, data.dtype)
     if not all(map(math.isfinite, figures.mean + figures.std)):
-        raise UserError(f"{data.name} has training images with values that are not finite: mend or remove them")
+        raise UserError(f"{data.name} has training images with values too large to be measured: mend or remove them")
     return figures
 
 

@@ -81,6 +81,8 @@ class PatchTable:
     samples: StoredSamples
     rejected: tuple[tuple[str, str], ...]
     """(id, reason) of every sample left out."""
+    num_incomplete: int
+    """How many of the others lack values of their images."""
     cost: Cost
 
 
@@ -119,6 +121,7 @@ def _table(path: Path, url: str) -> PatchTable:
         index=np.array([entry.place for entry in entries], np.int64),
         samples=StoredSamples(entries, content),
         rejected=tuple((name, reason) for name, reason in info["rejected"]),
+        num_incomplete=info.get("num_incomplete", 0),  # older files have none: such images had no features
         cost=Cost(**info["cost"]),
     )
 
@@ -132,11 +135,13 @@ def _extract(model: Model, data: LabelledData, file: BinaryIO, work: Work) -> di
     started = time.perf_counter()
     entries: list[_Entry] = []
     rejected: list[tuple[str, str]] = []
+    num_incomplete = 0
     places = range(len(data.ids))
     chunk = _samples_at_once(model, data, work.batch_size)
     prepare = partial(in_bands_of, model, data)
-    for loaded, faults in load_ahead(data, places, chunk, work.workers, prepare):
+    for loaded, faults, lacking in load_ahead(data, places, chunk, work.workers, prepare):
         rejected += faults
+        num_incomplete += lacking
         check_rejected(data, rejected, len(places))
         images = [torch.from_numpy(np.array(image)) for _, sample in loaded for image in sample.images]
         grids = embed_large(model, images, batch_size=work.batch_size)
@@ -148,13 +153,13 @@ def _extract(model: Model, data: LabelledData, file: BinaryIO, work: Work) -> di
     check_rejected(data, rejected, len(places), at_end=True)
     return {
         "entries": [asdict(entry) for entry in entries], "size": file.tell(), "rejected": rejected,
-        "cost": asdict(cost_since(started, len(places))),
+        "num_incomplete": num_incomplete, "cost": asdict(cost_since(started, len(places))),
     }  # fmt: skip
 
 
 def _samples_at_once(model: Model, data: LabelledData, batch_size: int) -> int:
     """Return how many samples make about one batch of windows, by the size of the first that can be read."""
-    for loaded, _ in load_ahead(data, range(len(data.ids)), 1, 1, lambda sample: sample.images):
+    for loaded, _, _ in load_ahead(data, range(len(data.ids)), 1, 1, lambda sample: sample.images):
         if loaded:
             num_pixels: int = sum(image.shape[0] * image.shape[1] for image in loaded[0][1])
             side_px: int = model.image_px or _FREE_SIDE_PX

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.data.kinds import LabelledData
+from eval.data.missing import filled
 from eval.features import in_bands_of
 from eval.models.model import Model, digest_of
 from eval.models.windows import embed_large
@@ -28,7 +29,8 @@ Stored = dict[str, str]
 
 def for_the_eye(data: LabelledData, place: int) -> tuple[NDArray[np.uint8], ...]:
     """Return the image of a sample, or both of a pair, as uint8 [H, W, 3]."""
-    return tuple(displayable(cast(Pixels, image), list(data.bands)) for image in data.read(place).images)
+    images = (cast(Pixels, filled(image, None)) for image in data.read(place).images)
+    return tuple(displayable(image, list(data.bands)) for image in images)
 
 
 def gallery_picture(data: LabelledData, rows: Sequence[Sequence[int]]) -> Picture:

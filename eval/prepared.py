@@ -31,17 +31,19 @@ class Prepared:
     split: Split
     protocols: tuple[Protocol[Any], ...]
 
-    def figures(self, rejected: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def figures(self, rejected: Sequence[tuple[str, str]], num_incomplete: int = 0) -> dict[str, Any]:
         """Return what the report says of the data, JSON-able."""
         data, parts, places = self.data, self.split.parts, self.split.places
         # Where the intervals draw places, it matters how many there are.
         tested = {} if places is None else {"test_places": len({places[i] for i in np.flatnonzero(parts == TEST)})}
+        lacking = {"images_with_missing_values": num_incomplete} if num_incomplete else {}
         return {
             "name": data.name, "url": data.url, "kind": data.kind, "digest": data.digest,
             "split_digest": self.split.digest, "split_method": self.split.method,
             "parts": {name: int((parts == part).sum()) for part, name in enumerate(PARTS)}, **tested,
             "classes": list(data.classes), "num_images": len(data.ids), "bands": list(data.bands),
             "dtype": data.dtype, "rejected": [{"path": path, "reason": reason} for path, reason in rejected],
+            **lacking,
         }  # fmt: skip
 
 

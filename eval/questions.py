@@ -50,6 +50,8 @@ class Questions:
     labels: NDArray[np.int64] | None
     """Class of each readable sample [M], where samples have classes."""
     rejected: tuple[tuple[str, str], ...]
+    num_incomplete: int
+    """How many of the readable samples lack values of their images."""
     cost: Cost
 
 
@@ -115,8 +117,9 @@ def _of_features(model: Model, item: Prepared, table: FeatureTable, config: Eval
         tune = partial(_fine_tune, model, item, table.index, config)
         asked.append(Question(features="tuned", protocol=FINE_TUNE, answer=tune))
     return Questions(
-        asked=asked, index=table.index, parts=parts, labels=labels, rejected=table.rejected, cost=table.cost
-    )
+        asked=asked, index=table.index, parts=parts, labels=labels, rejected=table.rejected,
+        num_incomplete=table.num_incomplete, cost=table.cost,
+    )  # fmt: skip
 
 
 def _fine_tune(model: Model, item: Prepared, index: NDArray[np.int64], config: EvalConfig) -> dict[str, Outcome]:
@@ -179,7 +182,10 @@ def _of_patches(item: Prepared, table: PatchTable, config: EvalConfig, device: t
         classes=data.classes, show=show, seed=config.seed, device=str(device),
     )  # fmt: skip
     asked = [Question(features="patches", protocol=p, answer=partial(p.run, task)) for p in item.protocols]
-    return Questions(asked=asked, index=table.index, parts=parts, labels=None, rejected=table.rejected, cost=table.cost)
+    return Questions(
+        asked=asked, index=table.index, parts=parts, labels=None, rejected=table.rejected,
+        num_incomplete=table.num_incomplete, cost=table.cost,
+    )  # fmt: skip
 
 
 def detail_of(outcome: Outcome, item: Prepared, found: Questions) -> dict[str, Any]:

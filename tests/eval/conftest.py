@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save
+
+from eval.data.decode import labelled_chips
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 
@@ -50,6 +53,26 @@ def write_classes() -> Callable[..., Path]:
                 colour = np.eye(3)[label % 3] * 60 + 90 + draw.normal(0, 30, 3)
                 pixels = np.clip(draw.normal(colour, 25, (side_px, side_px, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"class_{label}" / f"image_{number}.png")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_floats() -> Callable[..., Path]:
+    """Write class folders of float32 TIFFs in decibels, red, green and blue; one pixel of some is NaN or infinite."""
+
+    def write(folder: Path, lacking: dict[str, float], num_images: int = 60) -> Path:
+        draw = np.random.default_rng(3)
+        for name in ("dry", "wet"):
+            (folder / name).mkdir(parents=True)
+            for number in range(num_images):
+                pixels = draw.normal(-12 if name == "dry" else -6, 2, (3, 24, 20)).astype(np.float32)
+                pixels[1, 5, 6] = lacking.get(f"{name}/{number}.tif", pixels[1, 5, 6])
+                size = {"width": 20, "height": 24, "count": 3}
+                path = folder / name / f"{number}.tif"
+                with labelled_chips(), rasterio.open(path, "w", driver="GTiff", dtype="float32", **size) as image:
+                    image.write(pixels)
         return folder
 
     return write

@@ -19,7 +19,7 @@ def test_summary_has_the_chosen_rows_and_brackets_are_no_markup():
     ]
     report = {
         "rows": rows, "verdicts": ["On d, a[b] is better."], "models": [{"name": "a[b]"}, {"name": "c"}],
-        "data": [{"name": "d", "rejected": [{"path": "x", "reason": "y"}]}],
+        "data": [{"name": "d", "rejected": [{"path": "x", "reason": "y"}], "images_with_missing_values": 3}],
     }  # fmt: skip
     print_summary(report, "out", console)
     text = console.file.getvalue()
@@ -29,4 +29,5 @@ def test_summary_has_the_chosen_rows_and_brackets_are_no_markup():
     assert "90.0" not in text
     assert text.index("60.0 (") < text.index("50.0 (40.0")
     assert "d: 1 unreadable images left out" in text
+    assert "d: in 3 images some values are NaN or infinite, and models saw the mean of the band instead" in text
     assert "out/report.html" in text

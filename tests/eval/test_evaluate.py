@@ -373,6 +373,20 @@ def test_a_corrupt_image_is_in_the_report(tmp_path: Path, write_classes):
     assert "class_1/image_5.png" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("normalisation", ["model", "dataset"])
+def test_values_that_are_missing_stop_nothing_and_are_told(
+    tmp_path: Path, write_export, write_floats, capsys, normalisation
+):
+    data = write_floats(tmp_path / "d", {f"dry/{number}.tif": np.nan for number in range(3)} | {"wet/5.tif": np.inf})
+    export, flags = write_export(tmp_path / "e", dtype="float32"), ("--normalisation", normalisation)
+    for protocols in ("knn", "linear"):  # the first computes, the second goes on from the cache
+        report = _run([export], [f"d={data}"], tmp_path / "out", "--protocols", protocols, *flags)
+        assert report["data"][0]["images_with_missing_values"] == 4
+        assert report["data"][0]["rejected"] == []
+        assert "d: in 4 images some values are NaN or infinite" in " ".join(capsys.readouterr().out.split())
+    assert "Images with missing values" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
+from eval.data.decode import labelled_chips
 from eval.data.resolve import open_data
 from eval.features import Variant, Work, check_compatible, extract, features_of
 from eval.models.exports import read_export
@@ -74,6 +76,44 @@ def test_a_corrupt_image_is_listed_and_many_are_an_error(tmp_path: Path, write_c
     (root / "class_0" / "image_1.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"more than 1% of its 150 images .* class_0/image_1\.png"):
         _extract(floor_model("image_stats"), open_data("d", str(root), 2))
+
+
+def test_what_is_missing_is_zero_for_a_network_and_the_mean_for_a_floor(tmp_path: Path, write_floats, write_export):
+    lacking = {"dry/3.tif": np.nan, "wet/7.tif": -np.inf}
+    data = open_data("d", str(write_floats(tmp_path / "d", lacking)), 2)
+    export = read_export(str(write_export(tmp_path / "e", bands=("green", "red"), dtype="float32", mean=[-9.0, -8.0])))
+    model, work, out = export_model(export, torch.device("cpu")), Work(batch_size=16, workers=2), str(tmp_path / "out")
+    place = data.ids.index("wet/7.tif")
+    with labelled_chips():
+        image = np.array(data.read(place).images[0])
+    assert not np.isfinite(image[5, 6, 1])
+    for _ in range(2):  # computed, then from the cache
+        table = features_of(model, data, out, work)
+        assert (table.num_incomplete, table.rejected, len(table.index)) == (2, (), 120)
+    image[5, 6, 1] = -9
+    shown = resized(torch.from_numpy(image[:, :, [1, 0]]), (32, 32))
+    np.testing.assert_allclose(table.values["cls"][place], model.embed(shown[None]).pooled["cls"][0], atol=1e-5)
+    image[5, 6, 1] = np.nan
+    stats = _extract(floor_model("image_stats"), data).values["stats"][place]
+    np.testing.assert_allclose(stats[:3], np.nanmean(image, axis=(0, 1)), rtol=1e-5)
+    assert np.isfinite(_extract(floor_model("random_conv"), data).values["responses"]).all()
+
+
+def test_an_image_without_any_value_is_unreadable(tmp_path: Path, write_floats):
+    root = write_floats(tmp_path / "d", {"dry/3.tif": np.nan})
+    with labelled_chips(), rasterio.open(root / "wet" / "9.tif", "r+") as image:
+        image.write(np.full((3, 24, 20), np.nan, np.float32))
+    table = _extract(floor_model("image_stats"), open_data("d", str(root), 2))
+    assert table.rejected == (("wet/9.tif", "all of its values are NaN or infinite"),)
+    assert (table.num_incomplete, len(table.index)) == (1, 119)
+
+
+def test_features_that_are_not_finite_are_the_model_s_fault(tmp_path: Path, write_floats, write_export):
+    data = open_data("d", str(write_floats(tmp_path / "d", {"dry/3.tif": np.nan})), 2)
+    model = export_model(read_export(str(write_export(tmp_path / "e", dtype="float32"))), torch.device("cpu"))
+    torch.nn.init.constant_(model.network.norm.weight, float("nan"))
+    with pytest.raises(UserError, match="e step 100 gives cls features that are not finite: its weights are unusable"):
+        _extract(model, data)
 
 
 def test_bands_and_types_that_do_not_fit_are_refused(tmp_path: Path, write_classes, write_export):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from rich.console import Console
 from eval import normalisation
 from eval.__main__ import parse
 from eval.data.decode import labelled_chips
+from eval.data.kinds import LabelledData, Sample
 from eval.data.resolve import open_data
 from eval.data.split import TRAIN
 from eval.evaluate import evaluate
@@ -47,7 +47,7 @@ def test_sums_of_the_largest_values_are_exact():
     image = np.full((3000, 1000, 1), 65_535, np.uint16)
     image[0, 0] = 65_534
     sums = sums_of([image, image])
-    assert sums.num_pixels == 6_000_000
+    assert sums.num_values == (6_000_000,)
     assert sums.values == (65_535 * 6_000_000 - 2,)
     assert sums.squares == (65_535**2 * 5_999_998 + 2 * 65_534**2,)
     constant = band_figures(sums_of([np.full((8, 8, 2), 255, np.uint8)]), "uint8")
@@ -95,17 +95,33 @@ def test_figures_are_measured_once_and_kept(tmp_path: Path, write_classes, monke
             normalisation.figures_of(item, config)
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, write_classes):
-    root = tmp_path / "d"
-    for label, value in (("dry", np.nan), ("wet", 1.0)):
-        (root / label).mkdir(parents=True)
-        for number in range(5):
-            profile = {"driver": "GTiff", "width": 4, "height": 4, "count": 3, "dtype": "float32"}
-            with labelled_chips(), rasterio.open(root / label / f"{number}.tif", "w", **profile) as file:
-                file.write(np.full((3, 4, 4), value, np.float32))
-    data = open_data("d", str(root), 2)
-    with pytest.raises(UserError, match="d has training images with values that are not finite"):
-        measure(data, range(10), Work(batch_size=3, workers=2))
+def test_what_is_missing_counts_for_nothing(tmp_path: Path, write_floats):
+    data = open_data("d", str(write_floats(tmp_path / "d", {"dry/3.tif": np.nan, "wet/0.tif": np.inf})), 2)
+    figures = measure(data, range(len(data.ids)), Work(batch_size=7, workers=2))
+    with labelled_chips():
+        images = np.stack([data.read(place).images[0] for place in range(len(data.ids))]).astype(np.float64)
+    images[~np.isfinite(images)] = np.nan
+    np.testing.assert_allclose(figures.mean, np.nanmean(images, axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(figures.std, np.nanstd(images, axis=(0, 1, 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "all values of green are NaN or infinite in the training images of d: choose the other bands with"),
+        (1e308, "d has training images with values too large to be measured"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_bands_that_cannot_be_measured_are_refused(value, message):
+    image = np.ones((4, 4, 3))
+    image[:, :, 1] = value
+    data = LabelledData(
+        name="d", url="d", kind="classes", classes=("dry", "wet"), ids=("a", "b"), bands=("red", "green", "blue"),
+        dtype="float64", digest="", read=lambda place: Sample(images=(image,)),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        measure(data, range(2), Work(batch_size=3, workers=2))
 
 
 def _report(models, data, out, *flags):

@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
+from eval.data.decode import labelled_chips
 from eval.data.resolve import open_data
 from eval.features import Work
 from eval.models.exports import read_export
@@ -46,6 +48,29 @@ def test_pairs_have_two_grids(tmp_path: Path, write_pairs):
         before, after = table.samples[3].features
     assert before.shape == after.shape
     assert not np.array_equal(before, after)
+
+
+def test_what_is_missing_is_filled_in_and_counted(tmp_path: Path, masks, write_export):
+    for number, path in enumerate(sorted((masks / "images").iterdir())):
+        pixels = np.asarray(Image.open(path)).astype(np.float32)
+        pixels[:, :4] = [np.nan, 90, 90] if number == 2 else 90
+        size = {"width": 32, "height": 32, "count": 3}
+        with (
+            labelled_chips(),
+            rasterio.open(path.with_suffix(".tif"), "w", driver="GTiff", dtype="float32", **size) as image,
+        ):
+            image.write(np.moveaxis(pixels, 2, 0))
+        path.unlink()
+    data = open_data("d", str(masks), 2)
+    export = read_export(str(write_export(tmp_path / "e", dtype="float32", mean=[90.0] * 3, std=[60.0] * 3)))
+    model = export_model(export, torch.device("cpu"))
+    for _ in range(2):  # computed, then from the cache
+        with patches_of(model, data, str(tmp_path / "out"), WORK) as table:
+            assert (len(table.index), table.rejected, table.num_incomplete) == (12, (), 1)
+            found = table.samples[2].features[0]
+    with labelled_chips():
+        expected = embed_large(model, [torch.from_numpy(np.nan_to_num(data.read(2).images[0], nan=90))])[0]
+    np.testing.assert_allclose(found, expected.values, rtol=2e-3, atol=2e-3)
 
 
 def test_images_of_several_sizes(tmp_path: Path, masks, write_export):

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from eval.data.kinds import LabelledData, Sample
 from eval.data.resolve import open_data
 from eval.models.exports import read_export
 from eval.models.floors import floor_model
@@ -33,6 +35,19 @@ def test_pairs_are_shown_as_two(tmp_path: Path, write_pairs):
     before, after = for_the_eye(data, 0)
     assert before.shape == after.shape == (32, 32, 3)
     assert after.max() > before.max()
+
+
+@pytest.mark.filterwarnings("error:All-NaN:RuntimeWarning", "error:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_missing_hides_nothing_else(value):
+    image = np.broadcast_to(np.linspace(-20, 0, 30, dtype=np.float32)[:, None, None], (30, 30, 3)).copy()
+    image[:, :20] = value
+    data = LabelledData(
+        name="d", url="d", kind="classes", classes=("dry", "wet"), ids=("a",), bands=("red", "green", "blue"),
+        dtype="float32", digest="", read=lambda place: Sample(images=(image,)),
+    )  # fmt: skip
+    (shown,) = for_the_eye(data, 0)
+    assert np.ptp(shown[:, 20:]) > 200
 
 
 def test_pictures_are_found_again_by_their_key(tmp_path: Path):
