@@ -27,8 +27,9 @@ def parse(argv: Sequence[str]) -> EvalConfig:
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", type=str, required=True, metavar="NAME=PATH",
-        help="labelled data: a folder or URL with one folder of images for every class, with images/ and masks/, or "
-        "with A/, B/ and label/; a dataset of ours with labels; torchgeo:NAME. PATH#bands=1-7 leaves out other bands",
+        help="labelled data: a folder or URL with one folder of images for every class and no folders inside it, with "
+        "images/ and masks/, or with A/, B/ and label/; a dataset of ours with labels; torchgeo:NAME. PATH#bands=1-7 "
+        "leaves out other bands",
     )  # fmt: skip
     parser.add_argument(
         "--protocols", nargs="+", type=str, default=list(QUICK), metavar="P",

@@ -4,7 +4,8 @@ Three layouts are known, each with or without folders train, val and test around
 
 - masks: `images/NAME.tif` and `masks/NAME.png` (the folders' other usual names: `IMAGES`, `MASKS`);
 - changes: `A/NAME.png`, `B/NAME.png` and `label/NAME.png`, or `NAME_1.bmp`, `NAME_2.bmp`, `NAME_gt.bmp` together;
-- classes: `CLASS/NAME.jpg`.
+- classes: `CLASS/NAME.jpg`. Images that lie deeper are refused: such a folder may be a class, or one place of a class
+  whose images a split must not tear apart, or hold thumbnails; its name does not tell.
 
 Cost: about 1 kB and 10 µs per file.
 """
@@ -86,7 +87,8 @@ def find_layout(where: str, paths: Iterable[str], folders: Sequence[str]) -> Lay
         folders: relative paths of all folders in which a class folder may lie empty.
 
     Raises:
-        UserError: two layouts at once, a sample without one of its files, one sample twice.
+        UserError: two layouts at once, a sample without one of its files, one sample twice, an image deeper than in a
+            class folder.
     """
     files = [_file(path) for path in sorted(paths) if extension(path) in EXTENSIONS]
     names = {folder.lower() for file in files for folder in file.folders}
@@ -101,7 +103,7 @@ def find_layout(where: str, paths: Iterable[str], folders: Sequence[str]) -> Lay
         raise UserError(f"{where} has only {', '.join(sorted(names))}: {EXPECTED}")
     if not names and any(re.search(r"_gt$", file.stem) for file in files):
         return _by_role(where, "changes", ("first", "second"), _by_suffix(files))
-    return _class_layout(files, folders)
+    return _class_layout(where, files, folders)
 
 
 def _file(path: str) -> _File:
@@ -168,7 +170,13 @@ def _check_whole(where: str, roles: tuple[str, ...], samples: Sequence[dict[str,
         )
 
 
-def _class_layout(files: Sequence[_File], folders: Sequence[str]) -> Layout:
+def _class_layout(where: str, files: Sequence[_File], folders: Sequence[str]) -> Layout:
+    deeper = [file.path for file in files if len(file.folders) > 1]
+    if deeper:
+        raise UserError(
+            f"{where} has {deeper[0]} deeper than in a class folder ({len(deeper)} such images): move them right into "
+            f"the folder of their class or away, or point --data at the folder that holds the class folders; {EXPECTED}"
+        )
     entries = [
         Entry(key=f"{file.folders[0]}/{file.stem}", images=(file.path,), label=file.folders[0], part=file.part)
         for file in files

@@ -41,11 +41,17 @@ def test_unusable_folders_are_named(tmp_path: Path, write_classes, change, messa
 
 def test_a_folder_above_the_class_folders_is_refused(tmp_path: Path, write_classes):
     write_classes(tmp_path / "up" / "EuroSAT")
-    with pytest.raises(UserError, match=r"'EuroSAT' .* has no images"):
+    with pytest.raises(UserError, match=r"has EuroSAT/class_0/image_0.png deeper .* point --data at the folder that"):
         open_data("d", str(tmp_path / "up"), 2)
     write_classes(tmp_path / "one", num_classes=1)
     with pytest.raises(UserError, match="two or more class folders"):
         open_data("d", str(tmp_path / "one"), 2)
+
+
+def test_images_in_hidden_folders_are_none(tmp_path: Path, write_classes):
+    root = write_classes(tmp_path / "d")
+    write_classes(root / "class_1" / ".thumbnails", num_classes=1)
+    assert len(open_data("d", str(root), 2).ids) == 60
 
 
 def test_an_image_unlike_the_first_is_unreadable(tmp_path: Path, write_classes):

@@ -54,7 +54,7 @@ def test_a_part_without_masks_is_left_out():
 
 
 def test_class_folders_with_and_without_parts():
-    plain = _found("sea/1.jpg", "wood/1.jpg", "wood/notes.txt", "wood/deep/2.jpg", "cover.jpg", folders=["sea", "wood"])
+    plain = _found("sea/1.jpg", "wood/1.jpg", "wood/notes.txt", "wood/deep/2.txt", "cover.jpg", folders=["sea", "wood"])
     assert [(entry.label, entry.images) for entry in plain.entries] == [
         ("sea", ("sea/1.jpg",)),
         ("wood", ("wood/1.jpg",)),
@@ -82,6 +82,13 @@ def test_letters_as_classes_are_no_pairs():
         (["images/1.png", "masks/1.png", "masks/2.png"], "masks/2.png has no image"),
         (["A/1.png", "B/1.png", "label/1.png", "A/2.png", "label/2.png"], "A/2.png has no image B"),
         (["images/1.png", "images/1.tif", "masks/1.png"], "images/1.png and images/1.tif for one sample"),
+        (
+            ["sea/1.jpg", "wood/1.jpg", "wood/deep/2.jpg"],
+            r"d has wood/deep/2.jpg deeper than in a class folder \(1 such",
+        ),
+        (["sea/p/1.jpg", "sea/q/1.jpg", "wood/r/1.jpg"], r"d has sea/p/1.jpg deeper than in a class folder \(3 such"),
+        (["train/sea/1.jpg", "test/sea/old/1.jpg", "test/sea/2.jpg"], "d has test/sea/old/1.jpg deeper"),
+        (["Images/sea/1.tif", "Images/wood/1.tif"], "or point --data at the folder that holds the class folders"),
     ],
 )
 def test_what_is_ambiguous_or_torn_is_named(paths, message):
