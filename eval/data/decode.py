@@ -50,7 +50,8 @@ def decode(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]
     """Return (pixels [height, width, bands], band names) of an image file's bytes.
 
     Grey becomes red = green = blue, a palette its colours, an alpha channel is dropped; more bands take the names that
-    the file gives them, else those of their colour interpretation, else band_1, band_2, …
+    the file gives them, else those of their colour interpretation, else band_1, band_2, … Floats without data by the
+    file's nodata value, mask or alpha are NaN.
 
     Raises:
         UnreadableImageError: damaged, truncated or of another format.
@@ -104,6 +105,9 @@ def _decode_geo(data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:
         pixels = image.read([index + 1 for index in chosen])
         if [image.colorinterp[index] for index in chosen] == [ColorInterp.palette]:
             return _colours(image.colormap(chosen[0] + 1), pixels[0]), RGB
+        if pixels.dtype.kind == "f":
+            # A number that stands for no data would count as a measurement; NaN does not.
+            pixels[image.read_masks([index + 1 for index in chosen]) == 0] = np.nan
     return np.moveaxis(pixels, 0, 2), tuple(names[index] for index in chosen)
 
 

@@ -11,23 +11,16 @@ from rich.console import Console
 from eval import evaluate as evaluate_module
 from eval.__main__ import main, parse
 from eval.evaluate import evaluate
-from eval.report.charts import series
-from eval.report.contents import contents
 from eval.report.page import percent
 from shards.errors import UserError
-
-
-def _run(models, data, out, *flags):
-    arguments = ["--models", *map(str, models), "--data", *data, "--out", str(out), *flags]
-    assert main(arguments) == 0
-    return json.loads((Path(out) / "results.json").read_text())
+from tests.eval.command import run_eval
 
 
 def test_export_against_floors_end_to_end(tmp_path: Path, write_export, write_classes, capsys):
     run = tmp_path / "run"
     write_export(run / "exports" / "step_00000100")
     data = [f"first={write_classes(tmp_path / 'first')}", f"second={write_classes(tmp_path / 'second', num_classes=2)}"]
-    report = _run([run], data, tmp_path / "out")
+    report = run_eval([run], data, tmp_path / "out")
     names = ["run step 100", "floor:random_init", "floor:image_stats", "floor:random_conv"]
     assert [model["name"] for model in report["models"]] == names
     # Six rows of k-NN, linear and retrieval for each of three kinds of features, or a floor's one.
@@ -56,7 +49,7 @@ def test_export_against_floors_end_to_end(tmp_path: Path, write_export, write_cl
 
 def test_page_has_the_figures_of_the_results(tmp_path: Path, write_export, write_classes):
     export = write_export(tmp_path / "<b>e & f</b>")
-    report = _run([export], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out")
+    report = run_eval([export], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r'<link|@import|(src|href)="(?!data:|#)', page)
     assert "<b>e" not in page
@@ -109,7 +102,7 @@ def test_masks_and_changes_end_to_end(
 ):
     data = request.getfixturevalue(write)(tmp_path / "d")
     models = [write_export(tmp_path / "e"), "floor:image_stats"]
-    report = _run(models, [f"d={data}"], tmp_path / "out", "--test_share", "0.3", "--floors", "false")
+    report = run_eval(models, [f"d={data}"], tmp_path / "out", "--test_share", "0.3", "--floors", "false")
     found = {(row["model"], row["protocol"]): row for row in report["rows"]}
     for name in rows:
         row = found["floor:image_stats", name]
@@ -127,7 +120,7 @@ def test_masks_and_changes_end_to_end(
 def test_every_protocol_by_name(tmp_path: Path, write_export, write_classes):
     """Classes that colour tells: all protocols find more than chance."""
     data = [f"d={write_classes(tmp_path / 'd', num_images=24)}"]
-    report = _run([write_export(tmp_path / "e")], data, tmp_path / "out", "--protocols", "all", "--floors", "false")
+    report = run_eval([write_export(tmp_path / "e")], data, tmp_path / "out", "--protocols", "all", "--floors", "false")
     best: dict[str, float] = {}
     for row in report["rows"]:
         best[row["protocol"]] = max(best.get(row["protocol"], 0), row["value"])
@@ -148,7 +141,7 @@ def test_every_protocol_on_real_images(tmp_path: Path, real_images: Path, write_
             (tmp_path / "d" / folder.name / file.name).write_bytes(file.read_bytes())
     models = [write_export(tmp_path / "e"), "floor:image_stats", "floor:random_conv"]
     flags = ("--floors", "false", "--protocols", "all", "fine_tune", "--test_share", "0.4")
-    report = _run(models, [f"d={tmp_path / 'd'}"], tmp_path / "out", *flags)
+    report = run_eval(models, [f"d={tmp_path / 'd'}"], tmp_path / "out", *flags)
     best: dict[str, float] = {}
     for row in report["rows"]:
         best[row["protocol"]] = max(best.get(row["protocol"], 0), row["value"])
@@ -161,14 +154,14 @@ def test_every_protocol_on_real_images(tmp_path: Path, real_images: Path, write_
 def test_fine_tuning_is_asked_for_by_name_and_of_networks(tmp_path: Path, write_export, write_classes):
     data = [f"d={write_classes(tmp_path / 'd', num_classes=2, num_images=8)}"]
     models = [write_export(tmp_path / "e"), "floor:image_stats"]
-    report = _run(models, data, tmp_path / "out", "--protocols", "fine_tune", "--floors", "false")
+    report = run_eval(models, data, tmp_path / "out", "--protocols", "fine_tune", "--floors", "false")
     (row,) = report["rows"]
     assert (row["model"], row["protocol"], row["features"]) == ("e step 100", "fine_tune", "tuned")
     assert row["detail"]["validation"] is not None
 
 
 def test_features_are_chosen_by_validation(tmp_path: Path, write_export, write_classes):
-    report = _run([write_export(tmp_path / "e")], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out")
+    report = run_eval([write_export(tmp_path / "e")], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out")
     for protocol in ("knn_20", "linear", "retrieval_map"):
         rows = [row for row in report["rows"] if (row["model"], row["protocol"]) == ("e step 100", protocol)]
         chosen = [row for row in rows if row["chosen"]]
@@ -182,7 +175,7 @@ def test_figures_by_step_of_all_exports(tmp_path: Path, write_export, write_clas
         write_export(run / "exports" / f"step_{step:08d}", step=step)
     (run / "exports" / "step_00000020" / "model.safetensors").write_bytes(b"?")
     data = [f"d={write_classes(tmp_path / 'd')}"]
-    report = _run([f"{run}@all"], data, tmp_path / "out", "--protocols", "knn")
+    report = run_eval([f"{run}@all"], data, tmp_path / "out", "--protocols", "knn")
     steps = {row["model"]: (row["step"], row["samples_seen"]) for row in report["rows"]}
     assert steps["run step 10"] == (10, 100)
     assert steps["run step 30"] == (30, 300)
@@ -198,7 +191,7 @@ def test_costs_of_training_and_a_baseline_are_in_the_report(tmp_path: Path, writ
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = [write_export(tmp_path / "other"), f"{run}@all", write_export(tmp_path / "third")]
     flags = ("--protocols", "knn", "--floors", "false", "--baseline", f"{run}@all")
-    report = _run(models, [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out", *flags)
+    report = run_eval(models, [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out", *flags)
     training = {model["name"]: model["training"] for model in report["models"]}
     assert training["run step 20"] == {"samples_per_s": 115, "memory_bytes": 20 << 20}
     assert training["run step 30"] == {"samples_per_s": 120, "memory_bytes": 30 << 20}
@@ -226,8 +219,8 @@ def test_runs_that_differ_in_their_seed_alone_are_told_as_one_method(tmp_path: P
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     runs = [f"{tmp_path / name}@all" for name in identities]
     flags = ("--protocols", "knn", "--baseline", runs[1])
-    report = _run([*runs, write_export(tmp_path / "alone")], [f"d={write_classes(tmp_path / 'd')}"], tmp_path / "out",
-                  *flags)  # fmt: skip
+    data = [f"d={write_classes(tmp_path / 'd')}"]
+    report = run_eval([*runs, write_export(tmp_path / "alone")], data, tmp_path / "out", *flags)
     base, wide = (figure for figure in report["seeds"] if figure["protocol"] == "knn_20")
     assert [base["method"], base["against"], wide["method"], wide["against"]["other"]] == ["base", None, "wide", "base"]
     for figure in (base, wide):
@@ -264,7 +257,7 @@ def test_intervals_are_over_places_where_the_split_keeps_them_whole(
     for first, *others in files[classes]:
         for other in others:
             (classes / other).write_bytes((classes / first).read_bytes())
-    report = _run(models, data, tmp_path / "out", *flags)
+    report = run_eval(models, data, tmp_path / "out", *flags)
     assert [data["test_places"] for data in report["data"]] == [12, 6]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "of c, over its 12 test places, of m, over its 6 test places" in page
@@ -273,7 +266,7 @@ def test_intervals_are_over_places_where_the_split_keeps_them_whole(
         (folder / "groups.txt").unlink()
         lines = (tmp_path / "out" / "splits" / f"{name}.tsv").read_text().splitlines()
         (folder / "split.tsv").write_text("".join(line.rsplit("\t", 1)[0] + "\n" for line in lines))
-    plain = _run(models, data, tmp_path / "plain", *flags)
+    plain = run_eval(models, data, tmp_path / "plain", *flags)
     assert not any("test_places" in data for data in plain["data"])
     assert [row["value"] for row in plain["rows"]] == [row["value"] for row in report["rows"]]
     widths = [
@@ -284,83 +277,15 @@ def test_intervals_are_over_places_where_the_split_keeps_them_whole(
     # Published with its third column, the split tells its places again.
     for name, folder in (("c", classes), ("m", masks)):
         (folder / "split.tsv").write_bytes((tmp_path / "out" / "splits" / f"{name}.tsv").read_bytes())
-    again = _run(models, data, tmp_path / "again", *flags)
+    again = run_eval(models, data, tmp_path / "again", *flags)
     assert [row["low"] for row in again["rows"]] == [row["low"] for row in report["rows"]]
     assert [data["split_digest"] for data in again["data"]] == [data["split_digest"] for data in report["data"]]
 
 
-def _write_runs(root: Path, write_export, **steps):
-    """Write runs ROOT/NAME/vitb with exports of some steps, each with weights of its own; return their folders."""
-    for number, (name, found) in enumerate(steps.items(), 1):
-        for step in found:
-            folder = write_export(root / name / "vitb" / "exports" / f"step_{step:08d}", step=1000 * number + step)
-            fields = json.loads((folder / "model.json").read_text())
-            (folder / "model.json").write_text(json.dumps(fields | {"step": step}))
-    return [str(root / name / "vitb") for name in steps]
-
-
-def test_runs_of_one_folder_name_are_two_everywhere(tmp_path: Path, write_export, write_classes, capsys):
-    """With a step in common and steps of their own."""
-    runs = _write_runs(tmp_path, write_export, jan=(10, 20), feb=(10, 30))
-    words, data = [f"{run}@all" for run in runs], [f"d={write_classes(tmp_path / 'd')}"]
-    report = _run(words, data, tmp_path / "out", "--protocols", "knn", "--floors", "false")
-    names = ["jan/vitb step 10", "jan/vitb step 20", "feb/vitb step 10", "feb/vitb step 30"]
-    assert [model["name"] for model in report["models"]] == names
-    assert [(model["run"], model["run_name"]) for model in report["models"]] == [
-        (run, f"{month}/vitb") for month, run in zip(("jan", "feb"), runs, strict=True) for _ in range(2)
-    ]
-    assert {(one["model"], one["other"]) for one in report["comparisons"]} == {
-        ("jan/vitb step 20", "jan/vitb step 10"), ("feb/vitb step 30", "feb/vitb step 10"),
-        ("feb/vitb step 30", "jan/vitb step 20"),
-    }  # fmt: skip
-    index = contents(report)
-    assert index.newest == {"jan/vitb step 20", "feb/vitb step 30"}
-    found = {one.name: [row["model"] for row in one.rows] for one in series(index, index.tables[0])}
-    assert found == {
-        f"{run}, {kind}": [name for name in names if name.startswith(run)]
-        for run in ("feb/vitb", "jan/vitb") for kind in ("cls", "cls+mean", "patch_mean")
-    }  # fmt: skip
-    table = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    assert {(row["run"], row["step"]) for row in table} == {
-        (runs[0], 10), (runs[0], 20), (runs[1], 10), (runs[1], 30),
-    }  # fmt: skip
-    page, printed = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
-    assert all(text in page for text in ("jan/vitb, cls</span>", "feb/vitb, cls</span>"))
-    for text in (page, (tmp_path / "out" / "report.md").read_text(), printed):
-        assert all(name in text for name in names)
-        assert not re.search(r"(?<!jan/|feb/)vitb step", text)
-
-
-def test_a_run_that_was_moved_is_told_where_it_is(tmp_path: Path, write_export, write_classes):
-    """Its figures are not computed again."""
-    (run,) = _write_runs(tmp_path, write_export, jan=(10,))
-    data, flags = [f"d={write_classes(tmp_path / 'd')}"], ("--protocols", "knn", "--floors", "false")
-    before = _run([run], data, tmp_path / "out", *flags)
-    (tmp_path / "jan").rename(tmp_path / "archive")
-    after = _run([tmp_path / "archive" / "vitb"], data, tmp_path / "out", *flags)
-    assert {row["run"] for row in before["rows"]} == {run}
-    assert {row["run"] for row in after["rows"]} == {str(tmp_path / "archive" / "vitb")}
-    assert [row["seconds"] for row in after["rows"]] == [row["seconds"] for row in before["rows"]]
-
-
-def test_seeds_of_runs_of_one_folder_name(tmp_path: Path, write_export, write_classes):
-    months = {"jan": (0, 8), "feb": (1, 8), "mar": (0, 9), "apr": (1, 9)}
-    runs = _write_runs(tmp_path, write_export, **dict.fromkeys(months, (10, 20)))
-    for run, (seed, width) in zip(runs, months.values(), strict=True):
-        record = {"format": "pera-run", "format_version": 2, "identity": {"seed": seed, "width": width}, "digests": []}
-        (Path(run) / "run.json").write_text(json.dumps(record))
-    data = [f"d={write_classes(tmp_path / 'd')}"]
-    report = _run(runs, data, tmp_path / "out", "--protocols", "knn", "--floors", "false")
-    found = [(f["method"], f["models"]) for f in report["seeds"] if f["protocol"] == "knn_20"]
-    assert found == [
-        ("jan/vitb", ["jan/vitb step 20", "feb/vitb step 20"]), ("mar/vitb", ["mar/vitb step 20", "apr/vitb step 20"]),
-    ]  # fmt: skip
-
-
 def test_redo_repeats_with_equal_figures(tmp_path: Path, write_classes):
     data = [f"d={write_classes(tmp_path / 'd')}"]
-    first = _run(["floor:image_stats"], data, tmp_path / "out")
-    again = _run(["floor:image_stats"], data, tmp_path / "out", "--redo")
+    first = run_eval(["floor:image_stats"], data, tmp_path / "out")
+    again = run_eval(["floor:image_stats"], data, tmp_path / "out", "--redo")
     assert [row["value"] for row in again["rows"]] == [row["value"] for row in first["rows"]]
     assert [row["seconds"] for row in again["rows"]] != [row["seconds"] for row in first["rows"]]
 
@@ -368,7 +293,7 @@ def test_redo_repeats_with_equal_figures(tmp_path: Path, write_classes):
 def test_a_corrupt_image_is_in_the_report(tmp_path: Path, write_classes):
     root = write_classes(tmp_path / "d", num_images=40)
     (root / "class_1" / "image_5.png").write_bytes(b"no image")
-    report = _run(["floor:image_stats"], [f"d={root}"], tmp_path / "out", "--floors", "false")
+    report = run_eval(["floor:image_stats"], [f"d={root}"], tmp_path / "out", "--floors", "false")
     assert [item["path"] for item in report["data"][0]["rejected"]] == ["class_1/image_5.png"]
     assert "class_1/image_5.png" in (tmp_path / "out" / "report.html").read_text()
 
@@ -380,7 +305,7 @@ def test_values_that_are_missing_stop_nothing_and_are_told(
     data = write_floats(tmp_path / "d", {f"dry/{number}.tif": np.nan for number in range(3)} | {"wet/5.tif": np.inf})
     export, flags = write_export(tmp_path / "e", dtype="float32"), ("--normalisation", normalisation)
     for protocols in ("knn", "linear"):  # the first computes, the second goes on from the cache
-        report = _run([export], [f"d={data}"], tmp_path / "out", "--protocols", protocols, *flags)
+        report = run_eval([export], [f"d={data}"], tmp_path / "out", "--protocols", protocols, *flags)
         assert report["data"][0]["images_with_missing_values"] == 4
         assert report["data"][0]["rejected"] == []
         assert "d: in 4 images some values are NaN or infinite" in " ".join(capsys.readouterr().out.split())
@@ -432,7 +357,7 @@ def test_lists_come_from_flags_and_from_a_config_file(tmp_path: Path):
 def test_image_statistics_on_real_eurosat(tmp_path: Path, real_images: Path):
     """On a random split of the whole subset; eval.md's benchmark figures are on other splits."""
     data = [f"eurosat={real_images / 'eurosat_rgb'}"]
-    report = _run(["floor:image_stats"], data, tmp_path / "out", "--floors", "false")
+    report = run_eval(["floor:image_stats"], data, tmp_path / "out", "--floors", "false")
     values = {row["protocol"]: row["value"] for row in report["rows"]}
     assert 0.68 < values["knn_20"] < 0.8
     assert 0.6 < values["linear"] < 0.8

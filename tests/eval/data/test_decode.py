@@ -67,6 +67,18 @@ def test_a_palette_gives_its_colours_in_any_format(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_floats_without_data_are_nan(tmp_path: Path):
+    pixels = np.random.default_rng(0).random((8, 9, 2)).astype(np.float32)
+    pixels[2:4, :, 0], pixels[5, 5, 1] = -3.4e38, np.nan
+    expected = np.where(pixels < -1e38, np.nan, pixels)
+    np.testing.assert_array_equal(decode("a.tif", _tiff(tmp_path / "a.tif", pixels, nodata=-3.4e38))[0], expected)
+    np.testing.assert_array_equal(decode("b.tif", _tiff(tmp_path / "b.tif", pixels))[0], pixels)
+    numbers = np.arange(72, dtype=np.uint16).reshape(8, 9, 1)
+    read, _ = decode("c.tif", _tiff(tmp_path / "c.tif", numbers, nodata=7))
+    np.testing.assert_array_equal(read, np.repeat(numbers, 3, axis=2))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_geotiff_bands_have_names(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 4000, (8, 9, 4)).astype(np.uint16)
     read, bands = decode("a.tif", _tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))
