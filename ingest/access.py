@@ -8,6 +8,7 @@ seek in. Credentials stay here; the decoder gets paths and bytes.
 """
 
 import contextlib
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,31 @@ class Place:
     def url(self, path: str) -> str:
         """Return the URL of a path of the inventory."""
         return storage.join(self.root, path) if self.absolute else storage.child(self.root, path)
+
+
+def require_shared(place: Place) -> None:
+    """See whether this machine has the folder of the scenes, if that is a local one.
+
+    Without this each scene would count as missing, of those that this machine happens to be asked about. A list's own
+    folder need not be here: what it names may lie elsewhere.
+
+    Raises:
+        RuntimeError: the folder is not there, or nothing lies in it, as where a shared disk is not mounted.
+    """
+    if place.absolute or not storage.is_local(place.root):
+        return
+    folder = storage.local_path(place.root)
+    try:
+        found = any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except PermissionError:  # to list it, which opening files by their names does not need
+        found = True
+    if not found:
+        raise RuntimeError(
+            f"{platform.node()} has nothing at {folder}: on several machines the scenes must lie in a store "
+            "or on a disk that all of them share"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.access import Place, reach
+from ingest.access import Place, reach, require_shared
 from ingest.config import Recipe, recipe_json
 from ingest.reasons import PASSING_CODES, SceneRejectedError
 from ingest.sandbox import Decoder, Limits, decoder, faults_named
@@ -48,8 +48,10 @@ def probe_chunk(
 
     Raises:
         OSError: a scene cannot be reached, or changed meanwhile; a store refuses access.
+        RuntimeError: this machine has other tools, or does not have the scenes' folder.
     """
     require_toolchain(tools)
+    require_shared(place)
     rows = _read_chunk(inventory, chunk).to_pylist()
     with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
         rows = list(threads.map(lambda row: _resolved(place, row), rows))

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.access import Access, Place, reach
+from ingest.access import Access, Place, reach, require_shared
 from ingest.config import Recipe, recipe_json
 from ingest.grid import tile_origins
 from ingest.reasons import PASSING_CODES, SceneRejectedError
@@ -78,12 +78,14 @@ def pack_group(
     Raises:
         OSError: a scene changed, or something cannot be reached: to be tried again.
         NotDeterministicError: a marker of this group exists meanwhile and says something else.
+        RuntimeError: this machine has other tools, or does not have the scenes' folder.
     """
     require_toolchain(tools)
     marker_url = group_url(out, group, ".json")
     earlier = _read_marker(marker_url) if storage.exists(marker_url) else None
     if earlier and not _may_pass(earlier):
         return earlier | {"resumed": True}
+    require_shared(place)
     data = pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))
     units = pq.ParquetFile(data).read(use_threads=False).to_pylist()
     remove_left_scratch("ingest")

@@ -197,6 +197,19 @@ def test_sizes_that_a_list_did_not_give_are_looked_up(tmp_path):
     assert rows[1]["reason"] == "missing"
 
 
+def test_a_machine_without_the_folder_of_the_scenes_calls_none_missing(tmp_path):
+    rows = [inventory_row(tmp_path, "a.tif", size=1, etag="listed elsewhere")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=INVENTORY), tmp_path / "inventory.parquet")
+    (tmp_path / "unmounted").mkdir()
+    for name in ("unmounted", "nowhere", "inventory.parquet"):
+        place = Place(root=str(tmp_path / name), absolute=False)
+        with pytest.raises(RuntimeError, match=rf" has nothing at {tmp_path / name}: .*a disk that all of them share"):
+            probe_chunk(
+                str(tmp_path / "out"), str(tmp_path / "inventory.parquet"), 0, place, RECIPE, Limits(), toolchain()
+            )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scene_of_which_anything_is_unknown_is_looked_up_whole(tmp_path):
     place = Place(root=str(tmp_path), absolute=False)
     files = []
