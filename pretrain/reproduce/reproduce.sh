@@ -15,6 +15,24 @@ configs=$(dirname "$0")
 parts=${PARTS:-main table}
 read -ra arguments <<< "${ARGS:-}"
 rows=${ROWS:-default independent teacher_all teacher_third no_pixel koleo_on_head clean_target join_input dense pixels}
+# Wrong names are told now, and not after the hours that what stands before them takes.
+for part in $parts; do
+    case $part in
+    main | table) ;;
+    *)
+        echo "reproduce: PARTS has $part: choose from main, table" >&2
+        exit 2
+        ;;
+    esac
+done
+for row in $rows; do
+    if [ ! -e "$configs/rows/$row.yaml" ]; then
+        known=("$configs"/rows/*.yaml)
+        known=("${known[@]##*/}")
+        echo "reproduce: ROWS has $row: choose from ${known[*]%.yaml}" >&2
+        exit 2
+    fi
+done
 # What the first comparison is about has two seeds.
 pairs=()
 for row in $rows; do
@@ -56,10 +74,6 @@ for part in $parts; do
             models+=("$out/runs/$row-$seed")
         done
         evaluate table "${models[@]}"
-        ;;
-    *)
-        echo "reproduce: PARTS has $part: choose from main, table" >&2
-        exit 2
         ;;
     esac
 done

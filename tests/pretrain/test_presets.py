@@ -1,5 +1,7 @@
 """What the presets promise: every one is valid, those of the paper have its values, sizes are those of their names."""
 
+import os
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,3 +109,23 @@ def test_every_row_of_the_reproduced_table_is_valid_and_made(row):
     argv = [word for file in files for word in ("--config", str(file))]
     assert parse_config("pretrain", "", Config, [*argv, "--data", "d", "--run", "r"]).schedule.length == "40000 samples"
     assert row in (REPRODUCE / "reproduce.sh").read_text().split("rows=")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"PARTS": "main tabel"}, "reproduce: PARTS has tabel: choose from main, table\n"),
+        ({"ROWS": "default densee"}, "reproduce: ROWS has densee: choose from clean_target default dense "),
+    ],
+)
+def test_reproduce_refuses_wrong_names_before_any_work(tmp_path, names, told):
+    begun = tmp_path / "begun"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ntouch {begun}\n")
+    python.chmod(0o755)
+    command = ["bash", str(REPRODUCE / "reproduce.sh"), "data", "out"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHON": str(python), **names}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr[: len(told)]) == (2, "", told)
+    assert not begun.exists()
