@@ -48,8 +48,12 @@ _SMALLEST_CHUNK, _LARGEST_CHUNK = 8, 256  # scenes that one task probes, about
 class IncompleteError(RuntimeError):
     """Some scenes or groups could not be worked on, for reasons that lie outside of them; carries one line for each."""
 
-    def __init__(self, out: str, lines: Sequence[str]) -> None:
-        super().__init__(f"{out} is not finished: {len(lines)} parts failed; run the same command again to go on")
+    def __init__(self, out: str, lines: Sequence[str], address: str = "") -> None:
+        # What fails there alone is not seen, and not mended, where the command is given.
+        where = f" on {address}, whose machines go by their own settings (AWS_…) and disks" if address else ""
+        super().__init__(
+            f"{out} is not finished: {len(lines)} parts failed{where}; run the same command again to go on"
+        )
         self.lines = lines
 
 
@@ -237,7 +241,7 @@ class _Run:
         for line in lines:
             self._log.add("failed", part=line)
         if lines:
-            raise IncompleteError(self._config.out, lines)
+            raise IncompleteError(self._config.out, lines, self._config.address)
 
     def _require_usable(self, scenes: pa.Table) -> None:
         if self._parent or scenes["reason"].null_count:

@@ -1,5 +1,6 @@
 """The whole stage through Ray: the same bytes for any number of workers, everything accounted for."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from ingest.cluster import cluster
+from ingest.cluster import Failure, cluster
 from ingest.config import IngestConfig
 from ingest.run import IncompleteError, ingest
 from shards import storage
@@ -301,3 +303,19 @@ def test_a_store_that_fails_during_the_inventory_is_one_line(scenes, tmp_path, m
         ingest(configure(scenes, tmp_path / "out"))
     assert caught.value.lines == ["s3://b/a.zip: gave up"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("", "1 parts failed; run"),
+        ("head:6379", "1 parts failed on head:6379, whose machines go by their own settings (AWS_…) and disks; run"),
+    ],
+)
+def test_what_fails_on_a_cluster_points_to_its_machines(scenes, tmp_path, monkeypatch, address, told):
+    monkeypatch.setattr("ingest.run.cluster", lambda address, workers: contextlib.nullcontext())
+    monkeypatch.setattr("ingest.run.run_tasks", lambda *args, **more: [Failure(0, "Unable to locate credentials")])
+    with pytest.raises(IncompleteError) as caught:
+        ingest(replace(configure(scenes, tmp_path / "out"), address=address))
+    assert caught.value.lines == ["probe 0: Unable to locate credentials"]
+    assert told in str(caught.value)
