@@ -221,7 +221,9 @@ class RunOptions:
     workers: int = 0
     """Processes on this machine; 0: one per core. Has no influence on the data."""
     address: str = ""
-    """An existing Ray cluster to run on (its workers count then); empty: a local one for this run."""
+    """An existing Ray cluster to run on (its workers count then): HOST:PORT of its head, from one of its machines, or
+    ray://HOST:10001 from any other. Each machine needs the same packages, and access of its own to scenes and output:
+    a shared disk, or the store's settings (AWS_…) where `ray start` runs. Empty: a local one for this run."""
     attempts: int = 4
     """How often a group of work is tried before the run goes on without it and ends with exit code 1."""
     group_deadline_s: float = 3600.0

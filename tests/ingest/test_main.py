@@ -70,3 +70,10 @@ def test_wrong_use_ends_with_2(folder, run_stage, arguments):
     result = run_stage("ingest", *placed(folder, arguments))
     assert result.returncode == 2
     assert re.fullmatch(r"ingest: error: .+\n", result.stderr)
+
+
+def test_help_says_from_where_a_cluster_is_reached_and_what_its_machines_need(run_stage):
+    told = " ".join(run_stage("ingest", "--help").stdout.split())
+    told = told[told.index("An existing Ray cluster") :]
+    for words in ("HOST:PORT of its head, from one of its machines", "ray://HOST:10001 from any other", "AWS_…"):
+        assert words in told[:500]
