@@ -8,6 +8,7 @@ seek in. Credentials stay here; the decoder gets paths and bytes.
 """
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ def require_shared(place: Place) -> None:
         return
     folder = storage.local_path(place.root)
     try:
-        found = any(folder.iterdir())
+        with os.scandir(folder) as entries:  # one is enough: there may be millions
+            found = next(entries, None) is not None
     except (FileNotFoundError, NotADirectoryError):
         found = False
     except PermissionError:  # to list it, which opening files by their names does not need

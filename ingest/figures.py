@@ -267,10 +267,14 @@ def _dhash(planes_CHW: NDArray[Any]) -> int:
 
     Of an area's rows four tell its brightness, evenly spread.
     """
-    _, height, width = planes_CHW.shape
-    wide: Any = np.float64 if planes_CHW.dtype.kind == "f" else np.int64
+    num_bands, height, width = planes_CHW.shape
     rows, columns, widths = _hashed_areas(height, width)
-    lines_RW = planes_CHW[:, rows].sum(axis=0, dtype=wide).reshape(_HASH_ROWS, _HASH_SAMPLES, width).sum(axis=1)
+    if planes_CHW.dtype.kind == "f":
+        lines_RW = planes_CHW[:, rows].sum(axis=0, dtype=np.float64).reshape(-1, _HASH_SAMPLES, width).sum(axis=1)
+    else:
+        # 32 bits hold the sum of four lines of 16 bits in 8,000 bands, and are added twice as fast as 64.
+        areas_CRSW = planes_CHW[:, rows].reshape(num_bands, _HASH_ROWS, _HASH_SAMPLES, width)
+        lines_RW = areas_CRSW.sum(axis=(0, 2), dtype=np.int32).astype(np.int64)
     sums = np.add.reduceat(lines_RW, columns, axis=1)
     # Means are compared by cross-multiplying; the heights of a row's areas are equal.
     darker = sums[:, :-1] * widths[1:] < sums[:, 1:] * widths[:-1]

@@ -71,8 +71,9 @@ class ShardWriter:
         if "." in key:
             raise ValueError(f"key {key!r} contains a dot")
         data = b"".join(
-            header(f"{key}.{extension}", len(content)) + content + _padding(len(content), BLOCK)
+            piece
             for extension, content in members.items()
+            for piece in (header(f"{key}.{extension}", len(content)), content, _padding(len(content), BLOCK))
         )
         extent = Extent(offset=self.size, size=len(data), crc32c=google_crc32c.value(data))
         self._append(data)
