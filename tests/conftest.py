@@ -1,5 +1,6 @@
 """What the tests of all stages share: small datasets, real images where they are, a real object store."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -250,7 +251,17 @@ def faulty_store(object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start SeaweedFS with its data in a folder, and return the process and the URL that it answers at."""
+    """Start SeaweedFS with its data in a folder, and return the process and the URL that it answers at.
+
+    A server that ends at once, as one does whose ports another process took meanwhile, is started again at others.
+    """
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):
+            return _start_store_once(binary, folder)
+    return _start_store_once(binary, folder)
+
+
+def _start_store_once(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     identity = {
         "name": "dev",
         "credentials": [{"accessKey": "devkey", "secretKey": "devsecret"}],
@@ -270,7 +281,8 @@ def start_store(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], str
     endpoint = f"http://127.0.0.1:{s3}"
     deadline = time.monotonic() + 60
     while True:
-        assert server.poll() is None, (folder / "log").read_text()[-2000:]
+        if server.poll() is not None:
+            raise RuntimeError(f"the object store ended: {(folder / 'log').read_text()[-2000:]}")
         assert time.monotonic() < deadline, "the object store does not answer"
         try:
             urllib.request.urlopen(f"{endpoint}/status", timeout=2).read()
