@@ -24,7 +24,7 @@ from ingest.watch import Board, end_worker, watched
 _CORES_INTERVAL_S = 10.0
 _LONGEST_PAUSE_S = 30.0
 _LOOK_INTERVAL_S = 5.0  # at the notice board
-_MARGIN_S = 30.0  # that a worker's own watchdog has before the driver ends the worker
+_MARGIN_S = 30.0  # that a worker's own watchdog, or Ray's word on a dead node, has before the driver acts
 
 Result = TypeVar("Result")
 
@@ -114,7 +114,8 @@ def run_tasks(
 
     A dead worker, an OSError and a passed deadline are tried again, later and later, up to `attempts` in all; what
     fails for good does not stop the others. Attempts are counted here, since Ray retries some deaths for ever. A worker
-    ends itself at the deadline; one that is frozen is ended by the driver half a minute later.
+    ends itself at the deadline; one that is frozen is ended by the driver half a minute later. So long after a node was
+    counted as dead its tasks are tried again elsewhere.
 
     Args:
         task: a function that may run twice without harm.
@@ -150,6 +151,7 @@ class _Runner:
         self._failures: list[Failure] = []
         self._cores, self._cores_asked_s = 1, -_CORES_INTERVAL_S
         self._looked_s = time.monotonic()
+        self._dead_since_s: dict[str, float] = {}
 
     def run(self) -> list[Failure]:
         try:
@@ -160,7 +162,7 @@ class _Runner:
                     time.sleep(0.2)
                 for reference in ready:
                     self._finish(reference, self._running.pop(reference))
-                self._end_frozen()
+                self._look()
                 self._tick()
         except BaseException:
             for reference in self._running:
@@ -202,20 +204,43 @@ class _Runner:
     def _late(self) -> _LostError:
         return _LostError(f"not done after {self._deadline_s:g} s: raise --group_deadline_s if it needs longer")
 
-    def _end_frozen(self) -> None:
-        """End tasks whose workers do not even end themselves: stopped, or in a read that never comes back."""
+    def _look(self) -> None:
+        """Give up on tasks of which nothing will be heard: see `_end_frozen` and `_leave_lost_nodes`."""
         now_s = time.monotonic()
         if now_s - self._looked_s < min(_LOOK_INTERVAL_S, self._deadline_s):
             return
         self._looked_s = now_s
         begun = self._board.tickets()
-        for reference, task in list(self._running.items()):
+        for task in self._running.values():
             if task.seen_s is None and task.ticket in begun:
                 task.seen_s = now_s
+        self._end_frozen(now_s)
+        self._leave_lost_nodes(now_s)
+
+    def _end_frozen(self, now_s: float) -> None:
+        """End tasks whose workers do not even end themselves: stopped, or in a read that never comes back."""
+        for reference, task in list(self._running.items()):
             if task.seen_s is not None and now_s - task.seen_s > self._deadline_s + _MARGIN_S:
                 del self._running[reference]
                 end_worker(self._board, task.ticket)
                 self._failed(task, self._late())
+
+    def _leave_lost_nodes(self, now_s: float) -> None:
+        """Give up on tasks of nodes that the head has counted as dead for a while.
+
+        Ray tells of the tasks of a node whose processes end; of one that is frozen or cut off it says nothing more.
+        """
+        dead = {str(node["NodeID"]) for node in ray.nodes() if not node["Alive"]}
+        for node in dead:
+            self._dead_since_s.setdefault(node, now_s)
+        lost = {node for node in dead if now_s - self._dead_since_s[node] > _MARGIN_S}
+        if not lost:
+            return
+        for reference, task in list(self._running.items()):
+            place = self._board.place(task.ticket) if task.seen_s is not None else None
+            if place is not None and place[0] in lost:
+                del self._running[reference]
+                self._failed(task, _LostError("its machine does not answer any more"))
 
     def _failed(self, task: _Task, error: Exception) -> None:
         if isinstance(error, self._fatal):
