@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.config import QUICK, EvalConfig
 from shards import cli
+from shards.allocation import keep_freed_memory
 from shards.errors import UserError
 from shards.openmp import spin_shortly
 
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str]) -> EvalConfig:
 def main(argv: list[str]) -> int:
     """Evaluate, write the report, print the table; see `exit_with` for the exit codes."""
     spin_shortly()
+    keep_freed_memory()
     config = parse(argv)
     from rich.console import Console
 

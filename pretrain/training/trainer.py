@@ -22,12 +22,12 @@ from pretrain.model.losses import diversity, koleo_and_gradient
 from pretrain.model.pera import PerA, PeraOutput
 from pretrain.runs.checkpoint import Checkpoint
 from pretrain.runs.initial import load_initial
-from pretrain.training.allocation import keep_freed_memory
 from pretrain.training.network import Network, make_network
 from pretrain.training.optim import make_optimiser, set_rates
 from pretrain.training.plan import Plan, Rates, make_plan
 from pretrain.training.ranks import Ranks, local_rank, local_world, node_world
 from pretrain.training.threads import available_cores, trainer_threads
+from shards.allocation import keep_freed_memory
 from shards.errors import UserError
 from shards.keyed import hash64
 
