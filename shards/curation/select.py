@@ -72,6 +72,8 @@ class Selection:
             chosen = ["scene", *(name for name in SCENES.names if name in names - {"scene"})]
             scenes = pa.concat_tables(iter_table(url, version, "scenes", chosen))
         self._database.register("scenes", _plain_time(scenes))
+        # Times with a zone meet ours, which are UTC, in this one: in the machine's they would choose others elsewhere.
+        self._database.execute("SET TimeZone = 'UTC'").fetchall()
         self._database.execute("SET lock_configuration = true").fetchall()
         self._columns = ["key", *(name for name in SAMPLES.names if name in names - {"key"})]
         self._refuse_other_than_boolean()
