@@ -76,8 +76,8 @@ def dedup(
         number: the version to start from; the newest by default.
 
     Returns:
-        The version started from, the new one (the same if there are no duplicates: then nothing is written), and
-        what was found.
+        The version started from, the new one (of the dataset itself the same if there are no duplicates: then nothing
+        is written), and what was found.
 
     Raises:
         UserError: the distance is out of range, or a table is damaged.

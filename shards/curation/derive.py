@@ -108,7 +108,7 @@ def derive(url: str, parent: Version, out: str | None, decide: Decision, operati
         operation: what was done, for the record: {"op": "select", "where": …}.
 
     Returns:
-        The new version, or the parent itself if every sample stays: then nothing is written.
+        The new version; the parent itself if every sample stays in the same dataset: then nothing is written.
 
     Raises:
         UserError: no sample is left (nothing is written), or a table is damaged.
@@ -116,12 +116,13 @@ def derive(url: str, parent: Version, out: str | None, decide: Decision, operati
     tables = iter_table(url, parent, "samples", decide.columns)
     masks = [decide.keep(table) for table in tables]
     num_kept = sum(int(mask.sum()) for mask in masks)
-    if num_kept == parent.num_samples:
+    target = out or url
+    # Elsewhere all of them are news, too: who reads there would find an older selection, or nothing.
+    if num_kept == parent.num_samples and _place(url) == _place(target):
         return parent
     if not num_kept:
         told = ", ".join(f"{name} {value}" for name, value in operation.items() if name != "op")
         raise UserError(f"no sample of {url} version {parent.version} is left by {operation['op']} ({told}): loosen it")
-    target = out or url
     storage.require_writable(target)
     version = _write(url, parent, target, _LeftOut(url, parent, decide, masks), masks)
     return _commit(target, replace(version, record=_record(url, parent, target, operation)))

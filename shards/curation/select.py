@@ -44,7 +44,8 @@ def select(url: str, where: str, out: str | None = None, number: int | None = No
         number: the version to select from; the newest by default.
 
     Returns:
-        The version selected from and the new one; twice the same if every sample fits: then nothing is written.
+        The version selected from and the new one; twice the same if every sample of the dataset itself fits: then
+        nothing is written.
 
     Raises:
         UserError: the expression cannot be evaluated, or no sample fits.

@@ -113,11 +113,21 @@ def test_the_same_again_is_the_version_that_is_there(url, tmp_path):
 def test_nothing_is_written_where_all_or_none_stay(url, tmp_path):
     before = files(url)
     parent = read_version(url)
-    assert derive(url, parent, str(tmp_path / "small"), Keep(range(24)), OPERATION) is parent
+    assert derive(url, parent, url + "/", Keep(range(24)), OPERATION) is parent
     with pytest.raises(UserError, match=r"no sample of .* is left by select \(where by hand\)"):
         derive(url, parent, str(tmp_path / "small"), Keep([]), OPERATION)
     assert files(url) == before
     assert not (tmp_path / "small").exists()
+
+
+def test_elsewhere_a_version_of_all_samples_is_written(url, tmp_path):
+    """There may be nothing yet, or an older selection, which whoever reads there would take for this one."""
+    parent, out = read_version(url), str(tmp_path / "small")
+    derive(url, parent, out, Keep([5, 7]), OPERATION)
+    version = derive(url, parent, out, Keep(range(24)), OPERATION)
+    assert (version.version, version.num_samples, version.digest) == (2, 24, parent.digest)
+    assert list(verify(out)) == []
+    assert derive(url, parent, out, Keep(range(24)), OPERATION).version == 2
 
 
 def test_scenes_and_rejects_of_the_parent_stay(url):
