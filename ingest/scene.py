@@ -253,7 +253,8 @@ def find_bands(recipe: Recipe, facts: BandFacts) -> Bands:
     In this order: as the recipe says; bands described by these names; bands with these colour interpretations; for
     red, green, blue the first three of a 3- or 4-band scene without a palette, or a palette's colours; one grey band
     for all where the recipe allows it. Descriptions that name some of the recipe's bands count alone; where they say
-    more than a band's number, or cannot be read, the first three are not taken for red, green and blue.
+    more than a band's number, or cannot be read, or one of the first three has a colour interpretation (alpha: two
+    bands and their mask), these are not taken for red, green and blue.
 
     Raises:
         SceneRejectedError: the scene cannot supply them.
@@ -274,7 +275,7 @@ def _find_indexes(recipe: Recipe, facts: BandFacts) -> tuple[tuple[int, ...], bo
         if set(names) & set(bands):  # some, or one of them twice: then what else there is says nothing better
             raise _bands_missing(facts)
     palette = "palette" in facts.colours
-    if recipe.bands == RGB and facts.count in (3, 4) and not palette and not _is_described(facts):
+    if recipe.bands == RGB and facts.count in (3, 4) and not _is_coloured(facts) and not _is_described(facts):
         return (1, 2, 3), False
     if recipe.bands == RGB and facts.count == 1 and palette:
         return (1, 1, 1), True
@@ -287,6 +288,11 @@ def _bands_missing(facts: BandFacts) -> SceneRejectedError:
     names = facts.descriptions if facts.descriptions and _is_described(facts) else facts.colours
     told = "" if facts.descriptions is not None else ", descriptions that are not UTF-8"
     return SceneRejectedError("bands_missing", f"has {facts.count} bands ({', '.join(names[:6])}){told}")
+
+
+def _is_coloured(facts: BandFacts) -> bool:
+    """Say whether one of the first three bands is said to be something: grey is what GDAL writes if told nothing."""
+    return not set(facts.colours[:3]) <= {"gray", "undefined"}
 
 
 def _is_described(facts: BandFacts) -> bool:

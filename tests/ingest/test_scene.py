@@ -56,6 +56,9 @@ def test_a_palette_supplies_red_green_and_blue():
         (facts(4, ["Blue", "Green", "Red", "Red"], []), Recipe()),
         (facts(3, ["VV", "VH", "angle"], ["gray", "undefined", "undefined"]), Recipe()),
         (facts(3, ["Band 3", "Band 2", "Band 1"], ["gray", "undefined", "undefined"]), Recipe()),
+        (facts(3, [], ["gray", "undefined", "alpha"]), Recipe()),
+        (facts(4, [], ["gray", "undefined", "alpha", "undefined"]), Recipe()),
+        (facts(3, [], ["hue", "saturation", "lightness"]), Recipe()),
         (facts(13, [], ["gray"] + ["undefined"] * 12), Recipe()),
         (facts(3, [], ["red", "green", "blue"]), Recipe(source_bands=(1, 2, 4))),
         (facts(3, [], ["red", "green", "blue"]), Recipe(bands=("red", "nir"), encoding="npy")),
@@ -83,7 +86,7 @@ def test_descriptions_that_are_not_utf8_do_not_count(tmp_path):
 def test_found_bands_exist(count, colours):
     colours = (colours + ["undefined"] * count)[:count]
     named = sorted(colours.count(name) for name in ("red", "green", "blue")) == [1, 1, 1]
-    if not named and (count not in (3, 4) or set(colours) & {"red", "green", "blue"}):
+    if not named and (count not in (3, 4) or set(colours) & {"red", "green", "blue"} or "alpha" in colours[:3]):
         assert code(find_bands, Recipe(), facts(count, [], colours)) == "bands_missing"
         return
     found = find_bands(Recipe(), facts(count, [], colours))
