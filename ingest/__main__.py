@@ -126,7 +126,8 @@ def _report(outcome: Outcome, out: str) -> None:
     )
     print(f"bands (mean ± std): {bands}")
     if outcome.gone:
-        print(f"{outcome.gone} scenes are no longer where they were; their tiles stay (leave them out: shards select)")
+        told = "their tiles stay, but for those that others have, too (leave them out: shards select)"
+        print(f"{outcome.gone} scenes are no longer where they were; {told}")
     if outcome.selection:
         number, steps = outcome.selection.version, ", ".join(map(_told, outcome.selection.record["operations"]))
         later = f"version {version.version} does not repeat it" if outcome.created else "it is the newest"

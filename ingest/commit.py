@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.config import Recipe
+from ingest.increment import without_gone
 from ingest.pack import group_url
 from ingest.reasons import REMEDIES
 from shards import storage
@@ -46,6 +47,8 @@ class Packed:
     """URLs of the tables of probed scenes that are new or changed."""
     fresh: pa.Array
     """Ids of these scenes: rows of `probes` with other ids, and rows of the parent with these ids, do not count."""
+    gone: pa.Array
+    """Ids of the parent's scenes that are not there any more."""
     markers: Sequence[Marker]
     parent: Version | None
     """The version to build upon."""
@@ -129,7 +132,7 @@ def _doubles(packed: Packed) -> pa.Table:
         yield from packed.old_tables("samples", columns)
         yield from packed.group_tables("samples", columns)
 
-    return exact_duplicates(_Again(tables))
+    return without_gone(exact_duplicates(_Again(tables)), packed.gone)
 
 
 class _Kept:

@@ -90,7 +90,8 @@ class Recipe:
     max_cloud_share: float = 1.0
     """Tiles with a larger share of cloudy pixels are left out (0…1)."""
     drop_duplicates: bool = True
-    """Of tiles with equal pixels in the whole dataset keep one, the one with the smallest key."""
+    """Of tiles with equal pixels in the whole dataset keep one: that with the smallest key, of a scene that is
+    still there if any is."""
     val_share: float = 0.0
     """Share of the ground (cells of split_cell_km) whose tiles are marked `val` in the column split (0…1)."""
     test_share: float = 0.0

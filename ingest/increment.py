@@ -2,7 +2,8 @@
 
 A grown dataset must equal one that is made at once. So besides new and changed scenes those are worked on again whose
 tiles were left out in favour of tiles that now may go, and those with tiles that were left out for what may pass; and a
-newer version of an acquisition takes the place of an older one even if the older file is gone.
+newer version of an acquisition takes the place of an older one even if the older file is gone. Tiles of scenes that are
+gone stay, but for those that a scene has, too, that is there: a chip that was moved to another class has its new label.
 """
 
 from typing import NamedTuple
@@ -17,9 +18,25 @@ from shards.schema import INVENTORY
 _COMPARED = ("path", "size", "etag", "archive", "label", "time", "sensor", "acquisition", "version", "offset")
 
 
-def count_missing(known: pa.Table, inventory: pa.Table) -> int:
-    """Return how many known scenes are not in the inventory any more."""
-    return int(known.num_rows - pc.sum(_is_in(known["scene"], inventory["scene"])).as_py())
+def missing_scenes(known: pa.Table, inventory: pa.Table) -> pa.ChunkedArray:
+    """Return the ids of the known scenes that are not in the inventory any more."""
+    return known["scene"].filter(pc.invert(_is_in(known["scene"], inventory["scene"])))
+
+
+def without_gone(doubles: pa.Table, gone: pa.Array) -> pa.Table:
+    """Return equal tiles (columns key, kept) such that none of a scene that is gone stands for one of one that is not.
+
+    Of the others the smallest key takes its place. A key begins with its scene's id.
+    """
+    if not len(gone):
+        return doubles
+    is_gone = {name: _is_in(pc.utf8_slice_codeunits(doubles[name], 0, 16), gone) for name in ("key", "kept")}
+    there = doubles.filter(pc.and_(is_gone["kept"], pc.invert(is_gone["key"])))
+    firsts = there.group_by("kept").aggregate([("key", "min")])
+    kept = pc.coalesce(firsts["key_min"].take(pc.index_in(doubles["kept"], firsts["kept"])), doubles["kept"])
+    # The pair of the one that stays from now on becomes that of the one that stayed.
+    key = pc.if_else(pc.equal(doubles["key"], kept), doubles["kept"], doubles["key"])
+    return pa.table({"key": key, "kept": kept}).sort_by("key")
 
 
 class Lacked(NamedTuple):
@@ -29,6 +46,13 @@ class Lacked(NamedTuple):
     """Left out as duplicates: columns scene, and kept: the scene of the tile that was kept."""
     torn: pa.ChunkedArray
     """Left out for what may pass (PASSING_CODES): scenes in any order, also repeated."""
+    gone: pa.ChunkedArray
+    """Scenes that are not there any more: tiles that were left out for theirs."""
+
+    def freed(self, listed: pa.ChunkedArray) -> pa.Array:
+        """Return the listed scenes of tiles that were left out for those of scenes that are gone."""
+        mine = self.doubles["scene"].filter(_is_in(self.doubles["kept"], self.gone))
+        return pc.unique(mine.filter(_is_in(mine, listed)))
 
 
 def scenes_to_probe(inventory: pa.Table, known: pa.Table, lacked: Lacked) -> pa.Table:
@@ -46,15 +70,17 @@ def scenes_to_probe(inventory: pa.Table, known: pa.Table, lacked: Lacked) -> pa.
 def scenes_to_pack(probed: pa.Table, known: pa.Table, lacked: Lacked) -> tuple[pa.Table, bool]:
     """Return the probed scenes that differ from the known ones or are to be packed again; and whether any differs.
 
-    Only now is it known of all: a list tells no sizes and ETags, the probe does.
+    Only now is it known of all: a list tells no sizes and ETags, the probe does. One whose tiles were left out for
+    those of a scene that is gone differs.
     """
     changed = _changed(probed, known, probed=True)["scene"]
-    return _with_again(probed, changed, known, lacked), len(changed) > 0
+    return _with_again(probed, changed, known, lacked), len(changed) + len(lacked.freed(probed["scene"])) > 0
 
 
 def _with_again(scenes: pa.Table, changed: pa.ChunkedArray, known: pa.Table, lacked: Lacked) -> pa.Table:
-    """Return the changed scenes, and those of tiles that were left out for theirs, or for what may pass."""
-    torn = pc.unique(lacked.torn.filter(_is_in(lacked.torn, scenes["scene"])))
+    """Return the changed scenes, and those of tiles left out for theirs, for what may pass, or for scenes gone."""
+    torn = lacked.torn.filter(_is_in(lacked.torn, scenes["scene"]))
+    torn = pc.unique(pa.chunked_array([*torn.chunks, lacked.freed(scenes["scene"])], pa.string()))
     torn = torn.filter(pc.invert(_is_in(torn, changed)))
     again = _again(changed.filter(_is_in(changed, known["scene"])), torn, lacked.doubles, scenes["scene"])
     return scenes.filter(pc.or_(_is_in(scenes["scene"], changed), _is_in(scenes["scene"], again)))

@@ -46,7 +46,7 @@ class Outcome:
     created: bool
     """False: the same inputs had been made into this version before."""
     gone: int
-    """Scenes of the version that are no longer where they were; their tiles stay."""
+    """Scenes of the version that are no longer where they were; their tiles stay, but for those that others have."""
     left_out: LeftOut
     selection: Version | None
     """The newest version before, if `shards select` or `dedup` made it: this one does not repeat that."""

@@ -18,7 +18,7 @@ from ingest.access import Place
 from ingest.cluster import Failure, cluster, run_tasks
 from ingest.commit import Marker, Packed, commit
 from ingest.config import IngestConfig, recipe_values
-from ingest.increment import Lacked, count_missing, same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import Lacked, missing_scenes, same_tiles, scenes_to_pack, scenes_to_probe
 from ingest.inventory import build_inventory
 from ingest.log import EventLog
 from ingest.look import probe_chunk
@@ -116,12 +116,14 @@ class _Run:
 
     def run(self) -> Outcome:
         wanted, gone = self._inventory, 0
+        missing = pa.chunked_array([], pa.string())
         known = self._known_scenes() if self._parent else None
         torn = _NO_TILES
         if known is not None:
-            gone = count_missing(known, self._inventory)
+            missing = missing_scenes(known, self._inventory)
+            gone = len(missing)
             doubles, torn = self._known_rejects()
-            lacked = Lacked(doubles, torn["scene"])
+            lacked = Lacked(doubles, torn["scene"], missing)
             wanted = scenes_to_probe(self._inventory, known, lacked)
         recipe = recipe_values(self._recipe)
         self._log.add("started", scenes=self._inventory.num_rows, new=wanted.num_rows, recipe=recipe)
@@ -139,7 +141,7 @@ class _Run:
             markers = self._pack(groups, num_scenes)
         if self._parent and not is_news and same_tiles(self._torn(markers), _of_scenes(torn, scenes["scene"])):
             return self._outcome(self._parent, created=False, gone=gone)
-        return self._outcome(self._commit(probes, scenes, groups, markers), created=True, gone=gone)
+        return self._outcome(self._commit(probes, scenes, missing, groups, markers), created=True, gone=gone)
 
     def _known_scenes(self) -> pa.Table:
         assert self._parent
@@ -287,7 +289,9 @@ class _Run:
         self._collect("group", failures, lambda place: _read_paths(group_url(out, groups[place], ".parquet")))
         return [markers[place] for place in range(len(groups))]
 
-    def _commit(self, probes: list[str], scenes: pa.Table, groups: list[str], markers: list[Marker]) -> Version:
+    def _commit(
+        self, probes: list[str], scenes: pa.Table, gone: pa.ChunkedArray, groups: list[str], markers: list[Marker]
+    ) -> Version:
         before = list(self._parent.record.get("plans", [])) if self._parent else []
         packed = Packed(
             out=self._config.out,
@@ -303,6 +307,7 @@ class _Run:
             },
             probes=probes,
             fresh=scenes["scene"].combine_chunks(),
+            gone=gone.combine_chunks(),
             markers=markers,
             parent=self._parent,
         )

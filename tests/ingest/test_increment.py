@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.increment import Lacked, same_tiles, scenes_to_pack, scenes_to_probe
+from ingest.increment import Lacked, same_tiles, scenes_to_pack, scenes_to_probe, without_gone
 from shards.schema import INVENTORY
 
 
@@ -23,9 +23,10 @@ def listed(*names):
     return pa.Table.from_pylist([{"scene": name, "path": name} for name in names], INVENTORY)
 
 
-def left_out(*, torn=(), **kept):
+def left_out(*, torn=(), gone=(), **kept):
     names = pa.array(list(kept), pa.string()), pa.array(list(kept.values()), pa.string())
-    return Lacked(pa.table(names, ["scene", "kept"]), pa.chunked_array([pa.array(torn, pa.string())]))
+    others = (pa.chunked_array([pa.array(scenes, pa.string())]) for scenes in (torn, gone))
+    return Lacked(pa.table(names, ["scene", "kept"]), *others)
 
 
 def probed_and_packed(inventory, known, missing=None, found=None):
@@ -72,6 +73,32 @@ def test_so_are_those_whose_tiles_were_left_out_for_a_changed_ones(inventory):
     known, missing = scenes("a", "b", "c", "d"), left_out(c="b", d="a")
     found = scenes("a", "b", "c", "d", etags={"b": "new"})
     assert probed_and_packed(inventory, known, missing, found)[1] == ["b", "c"]
+
+
+def test_so_are_those_whose_tiles_were_left_out_for_one_that_is_gone():
+    known, missing = scenes("a", "b", "c", "gone"), left_out(c="gone", b="c", gone=["gone"])
+    assert probed_and_packed(scenes("a", "b", "c"), known, missing) == (["b", "c"], ["b", "c"])
+    assert scenes_to_pack(scenes("b", "c"), known, missing)[1]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("0123"), st.sampled_from("xyz")), unique=True), st.sets(st.sampled_from("0123"))
+)
+def test_of_equal_tiles_one_of_a_scene_that_is_there_stays(tiles, gone):
+    """Against the definition: of each content the smallest key, of those that are there if there are any."""
+    groups = {}
+    for scene, content in sorted(tiles):
+        groups.setdefault(content, []).append(f"{scene * 16}-{content}")
+    kind = pa.schema([("key", pa.string()), ("kept", pa.string())])
+    pairs = [{"key": key, "kept": keys[0]} for keys in groups.values() for key in keys[1:]]
+    doubles = pa.Table.from_pylist(pairs, kind).sort_by("key")
+    found = without_gone(doubles, pa.array([name * 16 for name in sorted(gone)], pa.string()))
+    expected = set()
+    for keys in groups.values():
+        kept = min(keys, key=lambda key: (key[0] in gone, key))
+        expected |= {(key, kept) for key in keys if key != kept}
+    assert {(row["key"], row["kept"]) for row in found.to_pylist()} == expected
+    assert found["key"].to_pylist() == sorted(found["key"].to_pylist())
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(0, 3)), unique=True), st.randoms())

@@ -122,6 +122,24 @@ def test_scenes_that_are_gone_stay_and_are_told(grown, tmp_path):
     assert not outcome.created
 
 
+def test_a_chip_that_was_moved_to_another_class_has_its_new_label(tmp_path):
+    """Whichever key is smaller; also where the right copy was there before the wrong one went."""
+    scenes, out = tmp_path / "scenes", tmp_path / "data"
+    for seed in range(8):
+        write_scene(scenes / f"river/{seed}.tif", seed, side=64)
+    for seed in range(4):
+        (scenes / "lake").mkdir(exist_ok=True)
+        shutil.copy(scenes / f"river/{seed}.tif", scenes / f"lake/{seed}.tif")
+    ingest(configure(scenes, out, label_from="folder"))
+    for seed in range(8):
+        (scenes / f"river/{seed}.tif").rename(scenes / f"lake/{seed}.tif")
+    outcome = ingest(configure(scenes, out, label_from="folder"))
+    assert (outcome.gone, outcome.created) == (8, True)
+    assert columns(str(out), outcome.version, "samples", "label") == [("lake",)] * 8
+    assert list(verify(str(out))) == []
+    assert not ingest(configure(scenes, out, label_from="folder")).created
+
+
 def test_an_ingest_after_a_selection_builds_upon_the_ingest(grown, tmp_path, capsys):
     scenes, out, *_ = grown
     shutil.copytree(out, tmp_path / "data")
