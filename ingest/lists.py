@@ -137,6 +137,8 @@ class _Where:
         return text(href)
 
     def cast(self, column: Any, kind: pa.DataType, name: str) -> Any:
+        if kind == pa.string() and pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)  # what some programs write where there is none
         try:
             values = pc.cast(column, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from ingest.config import Recipe
 from ingest.grouping import needed_bands
 from ingest.lists import parse_time
@@ -45,12 +47,11 @@ def _scene_row(item: Json, document: str, places: Places, recipe: Recipe) -> dic
     taken = properties.get("datetime") or properties.get("start_datetime")
     time = parse_time(taken) if taken else None
     platform = properties.get("platform") or properties.get("constellation")
-    label = properties.get("label")
     row = {
         "path": _name(item),
         "time": time,
         "sensor": text(platform) if platform else None,
-        "label": text(label) if isinstance(label, str) else None,
+        "label": _label(properties.get("label")),
         "acquisition": _acquisition(properties),
         "version": _version(item["id"], properties),
     }
@@ -69,6 +70,16 @@ def _scene_row(item: Json, document: str, places: Places, recipe: Recipe) -> dic
         return {**row, "reason": "bands_missing", "detail": f"its bands have different offsets: {_sorted(offsets)}"}
     sizes = [file["size"] for file in files]
     return {**row, "files": files, "offset": offsets.pop(), "size": None if None in sizes else sum(sizes)}
+
+
+def _label(value: Any) -> str | None:
+    """Return a text as it is, and a number or truth value as a list's column of that type gives it."""
+    if isinstance(value, str):
+        return text(value)
+    if not isinstance(value, int | float) or math.isnan(value):
+        return None
+    written: str = pa.scalar(value).cast(pa.string()).as_py()
+    return written
 
 
 def _name(item: Json) -> str:

@@ -1,5 +1,6 @@
 """CSV and Parquet lists: what they may say, and how a wrong row is named."""
 
+import math
 from datetime import UTC, date, datetime
 
 import pyarrow as pa
@@ -100,6 +101,13 @@ def test_parquet_types_are_converted(tmp_path):
     assert (second["label"], second["time"], second["offset"]) == (None, None, None)
     pq.write_table(pa.table({"path": ["a"], "time": [date(2018, 1, 31)]}), tmp_path / "days.parquet")
     assert read(tmp_path / "days.parquet")[0]["time"] == datetime(2018, 1, 31, tzinfo=UTC)
+
+
+def test_what_is_not_a_number_is_no_label(tmp_path):
+    """So whole numbers are written that have gaps: as floats with NaN."""
+    columns = {"path": ["a.tif", "b.tif", "c.tif"], "label": pa.array([3.0, math.nan, None])}
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    assert [row["label"] for row in read(tmp_path / "list.parquet")] == ["3", None, None]
 
 
 def test_a_column_of_another_kind_is_named(tmp_path):

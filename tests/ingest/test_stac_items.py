@@ -1,5 +1,6 @@
 """One item, one scene: bands, offsets, versions and places by what the item says."""
 
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -55,6 +56,14 @@ def test_an_item_is_a_scene():
     assert found["acquisition"] == "sentinel-2a 32TQM 20220804T101628"
     assert found["version"] == "04.00 20220805T000000 S2A_32TQM_0"
     assert (found["size"], found.get("etag"), found["offset"], found.get("reason")) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("7", "7"), (7, "7"), (7.0, "7"), (0, "0"), (2.5, "2.5"), (True, "true"), (math.nan, None), ({"a": 1}, None)],
+)
+def test_a_label_that_is_a_number_is_written_as_in_a_list(label, expected):
+    assert row(properties={**item()["properties"], "label": label})["label"] == expected
 
 
 def test_sizes_count_and_checksums_are_no_etags():
