@@ -63,7 +63,8 @@ def _read_archive(root: str, archive: FileInfo) -> pa.Table:
         with rejecting(url):
             tables = [_members(archive, batch) for batch in batched(storage.list_zip(url))]
     except SceneRejectedError as rejection:
-        return _refused(archive, rejection.code, rejection.detail)
+        # The row names the file; where it lies is no part of what is wrong with it.
+        return _refused(archive, rejection.code, rejection.detail.removeprefix(url))
     return pa.concat_tables(tables) if tables else _refused(archive, "bad_archive", "holds no files")
 
 

@@ -59,6 +59,7 @@ def test_what_is_no_zip_is_one_row(tmp_path):
         "pipe.zip": None,  # the probe says what it is; opening it would wait for ever
     }
     assert "\n" not in rows["bad.zip"]["detail"]
+    assert str(tmp_path) not in rows["bad.zip"]["detail"]  # a dataset says the same wherever its scenes lie
     assert rows["empty.zip"]["detail"] == "holds no files"
 
 
