@@ -55,7 +55,7 @@ class Facts:
     config: Mapping[str, Any]
     """The content of config.yaml."""
     weights: Sequence[float] | None
-    """Shares of the datasets of a mixture, as configured; None: by their sizes."""
+    """Of the datasets of a mixture, at the export; None: by their sizes."""
     rows: Rows
     """Of metrics, up to the export's step."""
     num_parameters: int
@@ -162,9 +162,11 @@ def _input(description: Mapping[str, Any]) -> str:
 
 def _data(facts: Facts) -> str:
     digests, versions = facts.record["digests"], facts.record["dataset_versions"]
-    weights, unsaid = facts.weights, "by size" if len(digests) > 1 else "all"
+    unsaid = "by size" if len(digests) > 1 else "all"
+    # What was seen, where the export tells: the weights may have been others on the way.
+    shares = facts.weights and facts.description.get("mixture", {}).get("samples", facts.weights)
     rows = [
-        [f"`{digest}`", str(version), f"{weights[place] / sum(weights):.3g}" if weights else unsaid]
+        [f"`{digest}`", str(version), f"{shares[place] / sum(shares):.3g}" if shares else unsaid]
         for place, (digest, version) in enumerate(zip(digests, versions, strict=True))
     ]
     size = f"{_num_samples(facts.rows):,} samples in all. " if facts.rows else ""
@@ -191,12 +193,17 @@ def _again(facts: Facts) -> str:
     words = ["python", "-m", "pretrain", "--config", CONFIG_FILE, *_datasets(facts), "--run", "RUN"]
     words += ["--init_from", start] if start else []
     words += ["--max_steps", str(facts.description["step"])]
+    since = facts.description.get("mixture", {}).get("weights_since_sample", 0)
+    changed = (
+        "\nThe weights of the datasets were changed on the way: those of the command hold from sample "
+        f"{since:,} on, and with them alone it becomes another backbone.\n"
+    )
     return (
         f"```\n{shlex.join(words)}\n```\n\n"
         "with datasets of the digests above (`python -m shards digest DATASET1`), in their order"
         f"{f', and the weights it started from, {start}' if start else ''}. The same versions on a CPU with as many "
         "ranks and cores give the same weights, bit for bit, if the run was started with these options each time; "
-        "other devices come close.\n"
+        f"other devices come close.\n{changed if since else ''}"
     )
 
 

@@ -23,6 +23,7 @@ from pretrain.model.backbone import vit_arguments
 from pretrain.runs.checkpoint import Position
 from pretrain.runs.exports import FORMAT, FORMAT_VERSION, list_exports
 from shards import storage
+from shards.streaming.state import StreamState
 
 _ARCHITECTURE = "vit_tiny_patch16_224"
 """Any plain timm ViT: the arguments replace all that differs."""
@@ -68,6 +69,20 @@ def describe(
         "config_sha256": origin.config_sha256,
         "versions": dict(origin.versions),
     }
+
+
+def describe_mixture(stream: StreamState) -> dict[str, Any]:
+    """Return what model.json says of several datasets; of one alone nothing.
+
+    Args:
+        stream: where it stands at the export.
+    """
+    mixture = stream.mixture
+    if len(mixture.weights) == 1:
+        return {}
+    counts = list(mixture.counts(stream.consumed))
+    # They may be others from start to start: the last ones do not tell what was seen.
+    return {"mixture": {"samples": counts, "weights": list(mixture.weights), "weights_since_sample": mixture.start}}
 
 
 def write_export(folder: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

@@ -131,12 +131,15 @@ def make_files(export: Export, config: ExportConfig, record: Mapping[str, Any]) 
     last_step = export.description["step"]
     rows = [row for row in read_rows(config.run) if row["step"] <= last_step and not stop_kinds(row)]
     curves = draw_curves(read_columns(rows), CURVES)
-    started = read_config(config.run)
+    started, weights = read_config(config.run), last_weights(config.run)
+    if weights and "mixture" in export.description:
+        # Those of the last start may be others.
+        weights = export.description["mixture"]["weights"]
     facts = Facts(
         description=export.description,
         record=record,
         config=started,
-        weights=last_weights(config.run),
+        weights=weights,
         rows=rows,
         num_parameters=count_parameters(export.weights),
         has_curves=bool(curves),

@@ -8,7 +8,7 @@ from pretrain.batches.colour import Colour
 from pretrain.config import Config
 from pretrain.pages.curves import write_curves
 from pretrain.runs.checkpoint import Checkpoint, Position
-from pretrain.runs.export import Origin, describe, set_aside_later, write_export
+from pretrain.runs.export import Origin, describe, describe_mixture, set_aside_later, write_export
 from pretrain.runs.exports import export_url
 from pretrain.runs.metrics import Metrics, Row
 from pretrain.runs.refusals import refusals_told
@@ -18,6 +18,7 @@ from pretrain.training.plan import Plan
 from shards.errors import UserError
 from shards.progress import Progress
 from shards.storage.retry import StorageError
+from shards.streaming.state import StreamState
 from shards.streaming.stream import Replacement
 
 _TEACHER = "teacher.backbone."
@@ -92,6 +93,7 @@ class Writer:
         position = Position(step=checkpoint.step, samples=samples)
         colour = self._colour
         description = describe(self._config.model, self._origin, position, mean=colour.mean, std=colour.std)
+        description |= describe_mixture(StreamState.from_json(checkpoint.stream))
 
         def export(snapshot: Checkpoint) -> str:
             # Before the checkpoint appears, after which nobody makes these rows again.

@@ -10,6 +10,7 @@ from pretrain.config import Config, MixConfig
 from pretrain.pages.display import open_subject
 from pretrain.pages.show import ShowConfig
 from pretrain.runs.checkpoint import read_checkpoint
+from pretrain.runs.publish import ExportConfig, publish
 from pretrain.runs.record import last_weights
 from pretrain.training.loop import train
 from pretrain.training.trainer import Trainer
@@ -58,3 +59,22 @@ def test_a_run_keeps_its_weights_where_none_are_given(mixed, monkeypatch):
     written = parse_config("pretrain", "", Config, ["--config", f"{mixed.run}/config.yaml"])
     assert written == replace(config, max_steps=4)
     assert open_subject(ShowConfig(**{**vars(mixed), "out": "page.html"})).sources.weights == (1, 3)
+
+
+def test_a_card_tells_what_an_export_has_seen_whatever_the_weights_are_by_now(mixed, tmp_path):
+    train(replace(weighted(mixed, 3, 1), max_steps=2))
+    train(replace(weighted(mixed, 1, 0), max_steps=4))
+    cards = []
+    for step in (2, 4):
+        publish(ExportConfig(run=mixed.run, out=str(tmp_path / str(step)), step=step))
+        cards.append((tmp_path / str(step) / "README.md").read_text())
+    first, last = cards
+    # Of 20 samples 5, of 40 as many.
+    assert " | 1 | 0.75 |" in first
+    assert " | 1 | 0.25 |" in first
+    assert " | 1 | 0.875 |" in last
+    assert " | 1 | 0.125 |" in last
+    assert "--weight 3 " in first
+    assert "weights of the datasets were changed" not in first
+    assert "--weight 1 " in last
+    assert "those of the command hold from sample 20 on" in last
