@@ -1,6 +1,8 @@
 """What a pre-training run can be told; the defaults are a small model for 64 px chips on a CPU."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from pretrain.batches.masks import SetSizes, set_sizes
 from pretrain.training.schedules import parse_duration
@@ -9,6 +11,18 @@ from pretrain.training.schedules import parse_duration
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _floats(name: str, value: object) -> Iterator[tuple[str, float]]:
+    """Yield the floating-point numbers of a configuration, with their dotted names."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _floats(name, item)
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from _floats(f"{name}.{each.name}".removeprefix("."), getattr(value, each.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +392,9 @@ class Config:
     """Saving."""
 
     def __post_init__(self) -> None:
+        for name, value in _floats("", self):
+            # YAML has .inf.
+            _require(math.isfinite(value), f"{name} {value} is not a finite number")
         _require(self.seed >= 0, f"seed {self.seed} is negative")
         _require(self.max_steps is None or self.max_steps >= 1, f"max_steps {self.max_steps} is below 1")
         _require(self.log_every >= 1, f"log_every {self.log_every} is below 1")

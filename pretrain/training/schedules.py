@@ -8,18 +8,23 @@ import math
 import re
 
 _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(epochs?|steps?|samples?|%)\s*")
+_MAX_NUMBER = 1e15
+"""Of any unit: what is made of it stays finite, and exact."""
 
 
 def parse_duration(text: str) -> tuple[float, str]:
     """Split a duration into number and unit: "epoch", "step", "sample" or "%".
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the text is no duration, or none that a run could have.
     """
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no duration: write e.g. '200 epochs', '500 steps', '1e6 samples' or '10 %'")
-    return float(match[1]), match[2].rstrip("s")
+    number = float(match[1])
+    if number > _MAX_NUMBER:
+        raise ValueError(f"{text!r} is beyond {_MAX_NUMBER:g}: no run is as long, shorten it")
+    return number, match[2].rstrip("s")
 
 
 def to_steps(duration: str, *, num_samples: int, global_batch: int, length: int | None = None) -> int:

@@ -36,6 +36,11 @@ def test_a_mixture_may_be_given_as_a_flag():
     ("change", "message"),
     [
         ({"loader__batch": 1}, "KoLeo"),
+        ({"schedule__lr": float("inf")}, r"schedule\.lr inf is not a finite number"),
+        ({"loader__block_mb": float("inf")}, r"loader\.block_mb inf is not a finite number"),
+        ({"views__ratio": (0.75, float("inf"))}, r"views\.ratio inf is not a finite number"),
+        ({"schedule__length": "1e999 steps"}, r"schedule\.length: '1e999 steps' is beyond 1e\+15"),
+        ({"checkpoint__every": "1e308 epochs"}, r"checkpoint\.every: '1e308 epochs' is beyond"),
         ({"optimiser__clip": -1.0}, r"optimiser\.clip -1"),
         ({"optimiser__betas": (1.5, 0.9)}, r"optimiser\.betas"),
         ({"optimiser__eps": -1.0}, r"optimiser\.eps"),
