@@ -1,5 +1,6 @@
 """What the four command lines share: config files first, one-line errors, exit codes 0, 1, 2."""
 
+import dataclasses
 import os
 import select
 import sys
@@ -40,6 +41,9 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> jsonargpa
     except jsonargparse.ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{' '.join(lines)} (see {parser.prog} --help)") from error
+    except UnicodeDecodeError as error:
+        named = " ".join(_config_first(argv)).partition(" --")[0] or "a file"
+        raise UserError(f"{named} is no text in UTF-8 ({error}): give a YAML file") from error
 
 
 def parse_config(program: str, description: str, config: type[ConfigT], argv: Sequence[str]) -> ConfigT:
@@ -52,7 +56,7 @@ def parse_config(program: str, description: str, config: type[ConfigT], argv: Se
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config)
     parsed = parse(parser, argv)
-    _refuse_null(config, parsed, "")
+    _refuse_misfits(config, parsed, "")
     try:
         values: dict[str, Any] = vars(parser.instantiate(parsed))
         return config(**{name: value for name, value in values.items() if name != "config"})
@@ -62,14 +66,17 @@ def parse_config(program: str, description: str, config: type[ConfigT], argv: Se
         raise UserError(str(error)) from error
 
 
-def _refuse_null(config: type, values: Namespace, prefix: str) -> None:
-    """Name a null given for an option that must have a value; jsonargparse lets it pass."""
+def _refuse_misfits(config: type, values: Namespace, prefix: str) -> None:
+    """Name a null for an option that must have a value, and a value for a section; jsonargparse lets them pass."""
     for name, hint in typing.get_type_hints(config).items():
         value = values.get(name)
         if value is None and type(None) not in typing.get_args(hint):
             raise UserError(f"{prefix}{name} is null: give it a value, or leave it out")
         if isinstance(value, Namespace):
-            _refuse_null(hint, value, f"{prefix}{name}.")
+            _refuse_misfits(hint, value, f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(hint):
+            option = dataclasses.fields(hint)[0].name
+            raise UserError(f"{prefix}{name} is {value!r}: it has options of its own, write {name}: {{{option}: …}}")
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:

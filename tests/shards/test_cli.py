@@ -72,6 +72,21 @@ def test_null_is_refused_where_a_value_must_be(tmp_path, text):
         parse("--config", str(path))
 
 
+@pytest.mark.parametrize("value", ["3", "[]", "[1, 2]", "true"])
+def test_a_value_in_the_place_of_a_section_is_named(tmp_path, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"inner: {value}\ndata: x")
+    with pytest.raises(UserError, match=r"^inner is .*: it has options of its own, write inner: \{width: …\}$"):
+        parse("--config", str(path))
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"weights\.pt is no text in UTF-8 .*: give a YAML file$"):
+        parse("--data", "x", "--config", str(path))
+
+
 def test_an_unknown_key_in_the_file_is_named(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("inner: {depth: 7}\n")
