@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretrain.config import Config
 from shards import cli, storage
+from shards.errors import UserError
 
 _DESCRIPTION = """Show some samples as training sees them: each view's patches, who gets which, what the loss compares;
 with --run also what the run's newest checkpoint makes of them. Without --config the configuration is the run's."""
@@ -67,4 +68,9 @@ def _with_config_of_run(argv: Sequence[str]) -> Iterator[list[str]]:
                 if storage.exists(storage.join(url, "config.yaml")):
                     path.write_bytes(storage.read_bytes(storage.join(url, "config.yaml")))
                     arguments = ["--config", str(path), *arguments]
+                elif "--data" not in names and not url.startswith("--"):
+                    # Else the parser would ask for what the run should have told.
+                    raise UserError(
+                        f"{url} holds no run: give the folder that `python -m pretrain --run` wrote, or leave --run"
+                    )
         yield arguments

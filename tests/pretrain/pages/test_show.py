@@ -129,6 +129,15 @@ def test_wrong_use_is_one_line(config_file, data_url, tmp_path, changes, message
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_run_that_is_not_there_is_told_and_not_options_that_it_would_have(tmp_path):
+    out = str(tmp_path / "page.html")
+    for arguments in (["--run", str(tmp_path / "nowhere")], [f"--run={tmp_path / 'nowhere'}"]):
+        with pytest.raises(UserError, match=r"nowhere holds no run: give the folder"):
+            main([*arguments, "--out", out])
+    with pytest.raises(UserError, match=r"--run.* expected one argument"):
+        main(["--run", "--out", out])
+
+
 def test_a_run_that_cannot_be_shown_is_told(tiny, variant, tmp_path):
     train(tiny)
     out = str(tmp_path / "page.html")
