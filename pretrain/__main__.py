@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import shlex
@@ -54,6 +55,10 @@ def look(command: str, *argv: str) -> int:
         code: int = importlib.import_module(_COMMANDS[command]).main(list(argv))
     except StorageError as error:
         return failed(str(error))
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return failed(f"{error}: have the disk mounted for writing, or work on a copy on another")
     return code
 
 

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pretrain.__main__ import main, report
 from pretrain.runs.checkpoint import Position, list_checkpoints
-from pretrain.training.loop import Outcome
+from pretrain.training.loop import Outcome, train
 from pretrain.training.ranks import ToldElsewhereError
 from shards import storage
 from shards.cli import exit_with
@@ -107,6 +108,27 @@ def test_a_disk_that_takes_nothing_is_one_line_and_exit_1(data_url, tmp_path, ca
     assert code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"pretrain: error: {tmp_path}/run: the disk or store refuses .*Read-only.*", line)
+
+
+@pytest.mark.parametrize("command", ["curves", "show"])
+def test_a_page_on_a_read_only_disk_is_one_line_and_exit_1(tiny, monkeypatch, capsys, command):
+    train(replace(tiny, max_steps=1))
+    capsys.readouterr()
+    refusal = OSError(errno.EROFS, "Read-only file system", "page.html")
+
+    def refuse(*arguments):
+        raise refusal
+
+    monkeypatch.setattr(storage, "write_bytes", refuse)
+    out = {"curves": [], "show": ["--out", "page.html", "--samples", "1"]}[command]
+    assert main([command, "--run", tiny.run, *out]) == 1
+    told = "pretrain: error: [Errno 30] Read-only file system: 'page.html': have the disk mounted for writing"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(told)
+    # Another one is not known to be the user's.
+    refusal = OSError(errno.EBADF, "Bad file descriptor", "page.html")
+    with pytest.raises(OSError, match="Bad file"):
+        main([command, "--run", tiny.run, *out])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "model.safetensors"])
