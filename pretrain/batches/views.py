@@ -75,7 +75,9 @@ def place_crops(
             w, h = int(widths_NA[row, attempt]), int(heights_NA[row, attempt])
             top, left = int(place_y * (height - h + 1)), int(place_x * (width - w + 1))
         else:
-            w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+            # Of a very narrow ratio a pixel is left, never nothing.
+            w, h = (max(1, side) for side in (round(height * ratio[1]), round(width / ratio[0])))
+            w, h = min(width, w), min(height, h)
             top, left = (height - h) // 2, (width - w) // 2
         flips = {"flip_horizontal": flip_x < flip, "flip_vertical": flip_y < flip}
         crops.append(Crop(top=top, left=left, height=h, width=w, **flips))

@@ -31,6 +31,12 @@ def test_crops_lie_inside_the_tile(height, width, seed):
         assert 0 <= crop.left <= width - crop.width
 
 
+@pytest.mark.parametrize(("ratio", "size"), [((0.001, 0.002), (100, 1)), ((500.0, 1000.0), (1, 100))])
+def test_a_ratio_narrower_than_a_pixel_leaves_one(ratio, size):
+    (crop,) = place_crops(generator(0).random((1, 24)), 100, 100, (0.4, 1.0), ratio, 0.5)
+    assert (crop.height, crop.width) == size
+
+
 def test_areas_and_ratios_cover_their_ranges():
     crops = crops_of(0, 500, 200, 200, (0.4, 1.0))
     areas = np.array([crop.height * crop.width for crop in crops]) / 200**2
