@@ -34,7 +34,7 @@ from shards.errors import UserError
 
 MAX_REJECTED_SHARE = 0.01
 _NUM_NAMED = 3
-_TRANSFORM = "bicubic, antialias, square; 3"
+_TRANSFORM = "bicubic, antialias, square; 4"
 _JOINED = "cls+mean"
 
 Advance = Callable[[int], None]

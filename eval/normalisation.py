@@ -30,7 +30,7 @@ from eval.questions import working
 from shards import storage
 from shards.errors import UserError
 
-_VERSION = "band figures 2"
+_VERSION = "band figures 3"
 _STRIP_PX = 1 << 20
 _EXACT_BYTES = 2  # of integers whose squares, a strip of them added up, fit int64
 _Number = TypeVar("_Number", int, float)

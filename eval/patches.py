@@ -28,7 +28,7 @@ from eval.protocols.dense import DenseSample
 from shards import storage
 from shards.errors import UserError
 
-_VERSION = "patches 3"
+_VERSION = "patches 4"
 _ALIGNMENT = 64  # torch takes arrays that begin on a multiple of their items' size
 _FREE_SIDE_PX = 256  # of models that take images as they are
 

@@ -21,7 +21,7 @@ from eval.statistics import Evidence
 from shards import storage
 from shards.errors import UserError
 
-_FORMAT = b"pera-eval-results 4"
+_FORMAT = b"pera-eval-results 5"  # another one where images are decoded otherwise: rows do not say how they were
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()), ("data", pa.string()), ("data_digest", pa.string()), ("split_digest", pa.string()),

@@ -51,7 +51,8 @@ def decode(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]
 
     Grey becomes red = green = blue, a palette its colours, an alpha channel is dropped; more bands take the names that
     the file gives them, else those of their colour interpretation, else band_1, band_2, … Floats without data by the
-    file's nodata value, mask or alpha are NaN.
+    file's nodata value, mask or alpha are NaN. Pixels of integers that are its nodata value in all bands are 0, as in
+    shards of ours.
 
     Raises:
         UnreadableImageError: damaged, truncated or of another format.
@@ -108,6 +109,9 @@ def _decode_geo(data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:
         if pixels.dtype.kind == "f":
             # A number that stands for no data would count as a measurement; NaN does not.
             pixels[image.read_masks([index + 1 for index in chosen]) == 0] = np.nan
+        elif any(image.nodatavals[index] for index in chosen):
+            # So would −9999. Bands may saturate at the value, as at 255: only together are they no data.
+            pixels[:, ~image.read_masks([index + 1 for index in chosen]).any(axis=0)] = 0
     return np.moveaxis(pixels, 0, 2), tuple(names[index] for index in chosen)
 
 

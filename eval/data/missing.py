@@ -1,6 +1,6 @@
 """Missing data: the values of an image of floats that are NaN or infinite, as beyond the border of a scene.
 
-What a file says is no data is NaN when it was decoded.
+What a file of floats says is no data is NaN when it was decoded; of integers it is 0, as in shards of ours.
 
 They count for nothing where bands are measured, and a model sees the mean of the band in their place.
 """

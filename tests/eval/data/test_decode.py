@@ -73,9 +73,20 @@ def test_floats_without_data_are_nan(tmp_path: Path):
     expected = np.where(pixels < -1e38, np.nan, pixels)
     np.testing.assert_array_equal(decode("a.tif", _tiff(tmp_path / "a.tif", pixels, nodata=-3.4e38))[0], expected)
     np.testing.assert_array_equal(decode("b.tif", _tiff(tmp_path / "b.tif", pixels))[0], pixels)
-    numbers = np.arange(72, dtype=np.uint16).reshape(8, 9, 1)
-    read, _ = decode("c.tif", _tiff(tmp_path / "c.tif", numbers, nodata=7))
-    np.testing.assert_array_equal(read, np.repeat(numbers, 3, axis=2))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("uint16", 65_535), ("uint8", 255)])
+def test_integers_without_data_are_0_as_in_shards(tmp_path: Path, dtype, nodata):
+    """The nodata value in one band alone may be a measurement."""
+    pixels = np.arange(1, 37).reshape(4, 3, 3).astype(dtype)
+    pixels[0], pixels[1, :, 0] = nodata, nodata
+    expected = pixels.copy()
+    expected[0] = 0
+    np.testing.assert_array_equal(decode("a.tif", _tiff(tmp_path / "a.tif", pixels, nodata=nodata))[0], expected)
+    np.testing.assert_array_equal(decode("b.tif", _tiff(tmp_path / "b.tif", pixels))[0], pixels)
+    grey, _ = decode("c.tif", _tiff(tmp_path / "c.tif", pixels[:, :, :1], nodata=nodata))
+    np.testing.assert_array_equal(grey, np.where(pixels[:, :, [0] * 3] == nodata, 0, pixels[:, :, [0] * 3]))
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
