@@ -55,7 +55,7 @@ def decode(path: str, data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]
     shards of ours.
 
     Raises:
-        UnreadableImageError: damaged, truncated or of another format.
+        UnreadableImageError: damaged, truncated, of another format or of complex numbers.
     """
     try:
         pixels, bands = _decode_geo(data) if needs_gdal(path, data) else _decode_plain(path, data)
@@ -104,6 +104,8 @@ def _decode_geo(data: bytes) -> tuple[NDArray[np.generic], tuple[str, ...]]:
         names = _band_names(image)
         chosen = [index for index, name in enumerate(names) if name != "alpha"]
         pixels = image.read([index + 1 for index in chosen])
+        if pixels.dtype.kind == "c":
+            raise UnreadableImageError(f"{pixels.dtype}, no measurements that a model takes: write its amplitude")
         if [image.colorinterp[index] for index in chosen] == [ColorInterp.palette]:
             return _colours(image.colormap(chosen[0] + 1), pixels[0]), RGB
         if pixels.dtype.kind == "f":

@@ -48,16 +48,20 @@ def probe(where: str, url: str, paths: Sequence[str]) -> tuple[tuple[str, ...], 
     """Return bands and type of the first image that can be read: the others must be alike.
 
     Raises:
-        UserError: none can be read.
+        UserError: none can be read; tells why the first cannot.
     """
+    first = ""
     for path in paths:
         try:
             with labelled_chips():
                 pixels, bands = decode(path, storage.read_bytes(storage.child(url, path)))
-        except UnreadableImageError:
+        except UnreadableImageError as error:
+            first = first or f"{path} ({error})"
             continue
         return bands, str(pixels.dtype)
-    raise UserError(f"none of the {len(paths)} images of {where} can be read: is this the right folder?")
+    raise UserError(
+        f"none of the {len(paths)} images of {where} can be read, the first of them {first}: mend or convert them"
+    )
 
 
 def read_image(url: str, path: str, bands: tuple[str, ...], dtype: str) -> NDArray[np.generic]:

@@ -90,6 +90,16 @@ def test_integers_without_data_are_0_as_in_shards(tmp_path: Path, dtype, nodata)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_numbers_are_refused(tmp_path: Path, dtype):
+    """No type of torch's images holds them."""
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", dtype=dtype, width=9, height=8, count=2) as image:
+        image.write(np.full((2, 8, 9), 3 + 4j, np.complex64))
+    with pytest.raises(UnreadableImageError, match="write its amplitude"):
+        decode("a.tif", (tmp_path / "a.tif").read_bytes())
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_geotiff_bands_have_names(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 4000, (8, 9, 4)).astype(np.uint16)
     read, bands = decode("a.tif", _tiff(tmp_path / "a.tif", pixels, photometric="minisblack"))

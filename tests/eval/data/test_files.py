@@ -31,7 +31,7 @@ def test_the_first_readable_image_says_what_the_others_must_be(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "b.png").write_bytes(out.getvalue())
     assert probe("d", str(tmp_path), ["a.png", "b.png"]) == (("red", "green", "blue"), "uint8")
-    with pytest.raises(UserError, match="none of the 1 images of d"):
+    with pytest.raises(UserError, match=r"none of the 1 images of d can be read, the first of them a.png \("):
         probe("d", str(tmp_path), ["a.png"])
     assert read_image(str(tmp_path), "b.png", ("red", "green", "blue"), "uint8").shape == (4, 5, 3)
     with pytest.raises(UnreadableImageError, match="the data set is uint16 nir"):
