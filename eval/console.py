@@ -27,6 +27,12 @@ def print_summary(report: dict[str, Any], out: str, console: Console) -> None:
             console.print(
                 f"{data['name']}: {len(data['rejected'])} unreadable images left out, see the report", markup=False
             )
+        if unlisted := data.get("images_in_no_part_of_the_split"):
+            console.print(
+                f"{data['name']}: {unlisted} images are in no part of the split that came with the data, and were left "
+                "out",
+                markup=False,
+            )
         if data.get("images_with_missing_values"):
             console.print(
                 f"{data['name']}: in {data['images_with_missing_values']} images some values are NaN or infinite, and "

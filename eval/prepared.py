@@ -36,6 +36,7 @@ class Prepared:
         data, parts, places = self.data, self.split.parts, self.split.places
         # Where the intervals draw places, it matters how many there are.
         tested = {} if places is None else {"test_places": len({places[i] for i in np.flatnonzero(parts == TEST)})}
+        unlisted = {"images_in_no_part_of_the_split": data.num_unlisted} if data.num_unlisted else {}
         lacking = {"images_with_missing_values": num_incomplete} if num_incomplete else {}
         return {
             "name": data.name, "url": data.url, "kind": data.kind, "digest": data.digest,
@@ -43,7 +44,7 @@ class Prepared:
             "parts": {name: int((parts == part).sum()) for part, name in enumerate(PARTS)}, **tested,
             "classes": list(data.classes), "num_images": len(data.ids), "bands": list(data.bands),
             "dtype": data.dtype, "rejected": [{"path": path, "reason": reason} for path, reason in rejected],
-            **lacking,
+            **unlisted, **lacking,
         }  # fmt: skip
 
 

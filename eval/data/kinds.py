@@ -52,3 +52,5 @@ class LabelledData:
     """Pixels of each class in each mask [N, K], 0 where the mask is unreadable; None for kind "classes"."""
     groups: tuple[str, ...] | None = None
     """Place of each sample: those of one group overlap or lie close, so that a spatial split keeps them together."""
+    num_unlisted: int = 0
+    """Further samples that the split which came with the data names in no part: nothing is asked of them."""

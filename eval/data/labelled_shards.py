@@ -33,7 +33,8 @@ def open_labelled_shards(name: str, url: str) -> LabelledData:
         UserError: no sample has a label, fewer than two classes, or a damaged dataset.
     """
     dataset = open_dataset(url)
-    table = _labelled(dataset)
+    labelled = _labelled(dataset)
+    table = _in_parts(labelled)
     classes = tuple(sorted(pc.unique(table["label"]).to_pylist()))
     if len(classes) < 2:
         found = ", ".join(classes) or f"no label on any of the {dataset.num_samples} samples"
@@ -51,16 +52,21 @@ def open_labelled_shards(name: str, url: str) -> LabelledData:
         dtype=dataset.dtype, digest=_digest(dataset.digest, table), read=read,
         labels=pc.index_in(table["label"], pa.array(classes)).to_numpy().astype(np.int64),
         given_parts=_parts(table), groups=_groups(table),
+        num_unlisted=len(labelled) - len(table),
     )  # fmt: skip
 
 
 def _labelled(dataset: Dataset) -> pa.Table:
-    """Return row, key, label, split, place of the labelled samples by key, without those across a split's borders."""
+    """Return row, key, label, split, place of the labelled samples by key."""
     columns = ["key", "label", "split", "cell", "scene"]
     plain = pa.schema([(column, pa.string()) for column in columns])
     tables = [table.cast(plain) for table in iter_columns(dataset.url, dataset.version, "samples", columns)]
     table = pa.concat_tables(tables).append_column("row", pa.array(np.arange(dataset.num_samples)))
-    table = table.filter(pc.is_valid(table["label"])).sort_by("key")
+    return table.filter(pc.is_valid(table["label"])).sort_by("key")
+
+
+def _in_parts(table: pa.Table) -> pa.Table:
+    """Leave out the samples across a split's borders."""
     return table if _parts(table) is None else table.filter(pc.is_in(table["split"], pa.array(list(_PARTS))))
 
 

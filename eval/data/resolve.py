@@ -136,4 +136,5 @@ def _without_unlisted(data: LabelledData) -> LabelledData:
         given_parts=data.given_parts[kept],
         mask_pixels=None if data.mask_pixels is None else data.mask_pixels[kept],
         groups=None if data.groups is None else tuple(data.groups[place] for place in kept),
+        num_unlisted=len(data.ids) - len(kept),
     )

@@ -57,10 +57,17 @@ def _models(report: Figures) -> list[str]:
 
 
 def _data(report: Figures) -> list[str]:
+    return [f"Data {_plain(data['name'])}: {', '.join(_data_figures(data))}" for data in report["data"]]
+
+
+def _data_figures(data: Figures) -> list[str]:
+    unlisted = data.get("images_in_no_part_of_the_split")
     return [
-        f"Data {_plain(data['name'])}: {count(data.get('num_images', 0), 'image')}, {len(data.get('rejected') or [])} "
-        f"left out, digest {data.get('digest', '')}, split {data.get('split_digest', '')}"
-        for data in report["data"]
+        count(data.get("num_images", 0), "image"),
+        f"{len(data.get('rejected') or [])} left out as unreadable",
+        *([f"{unlisted:,} others in no part of the split that came with the data"] if unlisted else []),
+        f"digest {data.get('digest', '')}",
+        f"split {data.get('split_digest', '')}",
     ]
 
 

@@ -19,7 +19,8 @@ def test_summary_has_the_chosen_rows_and_brackets_are_no_markup():
     ]
     report = {
         "rows": rows, "verdicts": ["On d, a[b] is better."], "models": [{"name": "a[b]"}, {"name": "c"}],
-        "data": [{"name": "d", "rejected": [{"path": "x", "reason": "y"}], "images_with_missing_values": 3}],
+        "data": [{"name": "d", "rejected": [{"path": "x", "reason": "y"}], "images_with_missing_values": 3,
+                  "images_in_no_part_of_the_split": 7}],
     }  # fmt: skip
     print_summary(report, "out", console)
     text = console.file.getvalue()
@@ -29,5 +30,6 @@ def test_summary_has_the_chosen_rows_and_brackets_are_no_markup():
     assert "90.0" not in text
     assert text.index("60.0 (") < text.index("50.0 (40.0")
     assert "d: 1 unreadable images left out" in text
+    assert "d: 7 images are in no part of the split that came with the data, and were left out" in text
     assert "d: in 3 images some values are NaN or infinite, and models saw the mean of the band instead" in text
     assert "out/report.html" in text

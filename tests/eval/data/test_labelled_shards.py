@@ -64,7 +64,7 @@ def test_labels_are_in_the_digest(labelled: str):
 def test_the_split_of_ingest_is_given_and_borders_are_left_out(labelled: str):
     _relabel(labelled, split=["train"] * 12 + ["val"] * 3 + ["border"] * 3 + ["test"] * 6)
     data = open_data("d", labelled, 2)
-    assert len(data.ids) == 14
+    assert (len(data.ids), data.num_unlisted) == (14, 2)
     assert np.bincount(data.given_parts).tolist() == [8, 2, 4]
     assert {TRAIN, VALIDATION, TEST} == set(data.given_parts.tolist())
 

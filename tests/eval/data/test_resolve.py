@@ -40,7 +40,7 @@ def test_split_files_may_choose_some_of_the_images(tmp_path: Path, write_classes
         lines = [f"class_{label}/image_{number}.png" for label in range(3) for number in numbers]
         (root / f"{part}.txt").write_text("\n".join(lines))
     data = open_data("d", str(root), 2)
-    assert len(data.ids) == 45
+    assert (len(data.ids), data.num_unlisted, whole.num_unlisted) == (45, 15, 0)
     assert np.bincount(data.given_parts).tolist() == [30, 6, 9]
     assert data.digest != whole.digest, "features of other samples must not be taken for these"
     for index in (0, 20, 44):
