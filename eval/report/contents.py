@@ -137,6 +137,11 @@ def _turned(found: Figures) -> Figures:
     return found | turned | {"model": found["other"], "other": found["model"]}
 
 
+def has_places(data: Figures) -> bool:
+    """Say whether the intervals of a data set are over places; one place says nothing of others."""
+    return (data.get("test_places") or 0) > 1
+
+
 def title_of(protocol: str) -> str:
     """Return what the report calls a protocol."""
     return TITLES.get(protocol, protocol)

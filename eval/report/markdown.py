@@ -1,6 +1,6 @@
 """The report as Markdown: the same figures as the page, for a terminal, a wiki or a diff."""
 
-from eval.report.contents import Contents, Figures, Table, contents, interval, percent, points
+from eval.report.contents import Contents, Figures, Table, contents, has_places, interval, percent, points
 from eval.report.markup import count
 from eval.report.seeds import LEAD, method_tables
 
@@ -61,11 +61,13 @@ def _data(report: Figures) -> list[str]:
 
 
 def _data_figures(data: Figures) -> list[str]:
-    unlisted = data.get("images_in_no_part_of_the_split")
+    unlisted, incomplete = (data.get(f"images_{name}") for name in ("in_no_part_of_the_split", "with_missing_values"))
     return [
         count(data.get("num_images", 0), "image"),
         f"{len(data.get('rejected') or [])} left out as unreadable",
         *([f"{unlisted:,} others in no part of the split that came with the data"] if unlisted else []),
+        *([f"{incomplete:,} with values that are NaN or infinite"] if incomplete else []),
+        *([f"intervals over its {data['test_places']:,} test places"] if has_places(data) else []),
         f"digest {data.get('digest', '')}",
         f"split {data.get('split_digest', '')}",
     ]

@@ -15,7 +15,7 @@ from string import Template
 
 from eval.report.charts import chart_files, charts_style, step_charts
 from eval.report.classes import class_figures, confusions
-from eval.report.contents import Contents, Figures, contents, percent
+from eval.report.contents import Contents, Figures, contents, has_places, percent
 from eval.report.markdown import markdown
 from eval.report.markup import anchor, count, folded, section
 from eval.report.origin import costs, data_sets, facts, models, provenance, training
@@ -108,13 +108,8 @@ def _lead(index: Contents) -> str:
 
 def _over_places(data: Sequence[Figures]) -> str:
     """Say of which data sets whole places are drawn."""
-    told = [f"{each['name']}, over its {each['test_places']:,} test places" for each in data if _has_places(each)]
+    told = [f"{each['name']}, over its {each['test_places']:,} test places" for each in data if has_places(each)]
     return f"; of {', of '.join(told)}" if told else ""
-
-
-def _has_places(data: Figures) -> bool:
-    # One place says nothing of others: there, too, images are drawn.
-    return (data.get("test_places") or 0) > 1
 
 
 def _facts(index: Contents) -> str:

@@ -261,6 +261,10 @@ def test_intervals_are_over_places_where_the_split_keeps_them_whole(
     assert [data["test_places"] for data in report["data"]] == [12, 6]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "of c, over its 12 test places, of m, over its 6 test places" in page
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.findall("^Data .* (intervals over its .* test places)", text, re.M) == [
+        f"intervals over its {number} test places" for number in (12, 6)
+    ]
     # The splits as given ones, without the places: the same test images and figures, narrower intervals.
     for name, folder in (("c", classes), ("m", masks)):
         (folder / "groups.txt").unlink()
@@ -310,6 +314,7 @@ def test_values_that_are_missing_stop_nothing_and_are_told(
         assert report["data"][0]["rejected"] == []
         assert "d: in 4 images some values are NaN or infinite" in " ".join(capsys.readouterr().out.split())
     assert "Images with missing values" in (tmp_path / "out" / "report.html").read_text()
+    assert "4 with values that are NaN or infinite" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
