@@ -144,7 +144,7 @@ def _read(url: str) -> list[Row]:
     except pa.ArrowInvalid as error:
         raise UserError(f"{url} is damaged ({error}): remove it, or choose another --out") from error
     if not table.schema.equals(_SCHEMA) or (table.schema.metadata or {}).get(b"format") != _FORMAT:
-        raise UserError(f"{url} has other columns than this version writes: remove it, or choose another --out")
+        raise UserError(f"{url} is of another version, which is not taken up: remove it, or choose another --out")
     return [_row(record) for record in table.to_pylist()]
 
 
