@@ -277,5 +277,5 @@ def _decode(url: str) -> FeatureTable:
     rejected = tuple((path, reason) for path, reason in info["rejected"])
     return FeatureTable(
         index=index, values=values, rejected=rejected, cost=Cost(**info["cost"]),
-        num_incomplete=info.get("num_incomplete", 0),  # older files have none: such images had no features
+        num_incomplete=info["num_incomplete"],
     )  # fmt: skip

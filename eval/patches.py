@@ -121,7 +121,7 @@ def _table(path: Path, url: str) -> PatchTable:
         index=np.array([entry.place for entry in entries], np.int64),
         samples=StoredSamples(entries, content),
         rejected=tuple((name, reason) for name, reason in info["rejected"]),
-        num_incomplete=info.get("num_incomplete", 0),  # older files have none: such images had no features
+        num_incomplete=info["num_incomplete"],
         cost=Cost(**info["cost"]),
     )
 
