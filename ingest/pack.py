@@ -9,8 +9,9 @@ Memory: about 1 kB per tile; encoded tiles wait in a scratch file. The decoder h
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,8 @@ from shards.keyed import hash64
 from shards.schema import REJECTS, SAMPLES, canonical_json, sha256_hex
 from shards.storage.scratch import disk_full_told, remove_left_scratch, scratch_folder
 from shards.tar import ShardWriter
+
+_PUTS_AT_ONCE = 3  # of shards of 64 MB, which a store's client holds in memory
 
 
 class NotDeterministicError(RuntimeError):
@@ -55,6 +58,39 @@ class _Scratch:
             hashes = {name: bytes.fromhex(row[name]) for name in ("member_sha256", "json_sha256")}
             self.rows.append({**from_json(row), **hashes, "_at": self.size})
             self.size += image + metadata
+
+
+class _Puts:
+    """Files on their way into the dataset: some at once, since each waits for a disk or a store, not for a core."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_PUTS_AT_ONCE)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Puts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, put: Callable[..., None], *arguments: object) -> None:
+        """Begin to put a file; wait for an earlier one where too many are on their way.
+
+        Raises:
+            OSError: an earlier one failed.
+        """
+        if len(self._pending) == _PUTS_AT_ONCE:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(put, *arguments))
+
+    def finish(self) -> None:
+        """Wait until all are there.
+
+        Raises:
+            OSError: one failed.
+        """
+        while self._pending:
+            self._pending.popleft().result()
 
 
 def group_url(out: str, group: str, suffix: str) -> str:
@@ -89,10 +125,10 @@ def pack_group(
     data = pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))
     units = pq.ParquetFile(data).read(use_threads=False).to_pylist()
     remove_left_scratch("ingest")
-    with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)):
+    with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)), _Puts() as puts:
         scratch = _Scratch(folder / "tiles")
         source_bytes = _pack_units(units, place, recipe, decoder(limits), scratch)
-        shards, samples = _write_shards(scratch, out, recipe, folder)
+        shards, samples = _write_shards(scratch, out, recipe, folder, puts)
         tables = {
             "samples": pa.Table.from_pylist(samples, schema=SAMPLES),
             "rejects": pa.Table.from_pylist(scratch.rejects, schema=REJECTS),
@@ -100,7 +136,7 @@ def pack_group(
         left_out = dict(Counter(row["reason"] for row in scratch.rejects))
         marker = {"group": group, "shards": shards, "source_bytes": source_bytes, "left_out": left_out}
         # Older versions gave what may pass the group's own name: then that is taken.
-        return _put_group(out, marker, tables, last_word=earlier is None) | {"resumed": False}
+        return _put_group(out, marker, tables, puts, last_word=earlier is None) | {"resumed": False}
 
 
 def _local(out: str) -> list[Path]:
@@ -164,7 +200,7 @@ def _all_tiles(unit: Mapping[str, Any], recipe: Recipe, rejection: SceneRejected
 
 
 def _write_shards(
-    scratch: _Scratch, out: str, recipe: Recipe, folder: Path
+    scratch: _Scratch, out: str, recipe: Recipe, folder: Path, puts: _Puts
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Sort the tiles by keyed hash and cut them by equal bytes; return rows of the shards and samples tables."""
     scratch.rows.sort(key=lambda row: (hash64("mix", recipe.seed, row["key"]), row["key"]))
@@ -178,13 +214,14 @@ def _write_shards(
         for place in range(count):
             rows = [row for row, mine in zip(scratch.rows, places == place, strict=True) if mine]
             if rows:
-                shards.append(_write_shard(tiles, rows, out, folder / f"{place}.tar"))
+                shards.append(_write_shard(tiles, rows, folder / f"{place}.tar"))
+                puts.add(_put_shard, folder / f"{place}.tar", storage.join(out, shards[-1]["url"]))
                 shard = {"shard": shards[-1]["shard"]}
                 samples += [{name: row.get(name) for name in SAMPLES.names} | shard for row in rows]
     return shards, samples
 
 
-def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], out: str, path: Path) -> dict[str, Any]:
+def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     with path.open("wb") as file:
         writer = ShardWriter(file)
         for row in rows:
@@ -195,14 +232,18 @@ def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], out: str, path: Pa
             row["member_offset"] = extent.offset + 512
         writer.close()
     name = writer.sha256()
-    url = f"shards/{name}.tar"
+    return {"shard": name, "url": f"shards/{name}.tar", "size": writer.size, "num_samples": writer.num_samples}
+
+
+def _put_shard(path: Path, url: str) -> None:
     # Also if it is there already: what an earlier attempt left may be old enough for `shards gc` to remove.
-    storage.put_file(path, storage.join(out, url))
+    storage.put_file(path, url)
     path.unlink(missing_ok=True)
-    return {"shard": name, "url": url, "size": writer.size, "num_samples": writer.num_samples}
 
 
-def _put_group(out: str, marker: dict[str, Any], tables: Mapping[str, pa.Table], *, last_word: bool) -> dict[str, Any]:
+def _put_group(
+    out: str, marker: dict[str, Any], tables: Mapping[str, pa.Table], puts: _Puts, *, last_word: bool
+) -> dict[str, Any]:
     """Write a group's tables and marker, under a name of their content if they are no last word; return the marker."""
     encoded = {name: encode_table(table) for name, table in tables.items()}
     for name, data in encoded.items():
@@ -210,7 +251,8 @@ def _put_group(out: str, marker: dict[str, Any], tables: Mapping[str, pa.Table],
     if _may_pass(marker) or not last_word:
         marker["group"] = sha256_hex(canonical_json(marker))[:32]
     for name, data in encoded.items():
-        storage.write_bytes(group_url(out, marker["group"], f"-{name}.parquet"), data)
+        puts.add(storage.write_bytes, group_url(out, marker["group"], f"-{name}.parquet"), data)
+    puts.finish()
     return _put_marker(out, marker)
 
 

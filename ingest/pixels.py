@@ -4,13 +4,14 @@ Shapes: C bands, H × W pixels, P values; strips come as [C, H, W] from the rast
 All results are the same on every processor: integers where they can be, else the basic operations that IEEE 754
 rounds alike everywhere, in a fixed order.
 
-Cost on one core for a tile of 512² × 3: `scale` 0.8 ms (uint16), 2.3 ms (float32); `downsample` 0.5–1.5 ms.
+Cost on one core for a tile of 512² × 3: `scale` 0.5 ms (uint16; by a table alone 0.8), 2.3 ms (float32); `downsample`
+0.5–1.5 ms.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from ingest.config import Recipe
 from ingest.reasons import SceneRejectedError
 
-_TABLE_VALUES, _FLOAT_VALUES = 2**17, 2**15  # scaled at a time: they are in the cache still when they are compared
+# Scaled at a time: what is worked with stays in the processor's cache.
+_INTEGERS_AT_ONCE, _FLOATS_AT_ONCE = 2**18, 2**15
 _DOWNSAMPLED_VALUES = 2**20
 
 
@@ -55,13 +57,12 @@ def encoding(recipe: Recipe) -> str:
 def scale(strip_CHW: NDArray[Any], scaling: Scaling) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return round(((value + offset) · scale − low) · 255 / (high − low)), uint8 [C, H, W], and what was clipped.
 
-    That is bool [H, W]: pixels where any band's value was outside 0…255; NaN becomes 0, but is not clipped. 8- and
-    16-bit integers go through a table of all their values, so that they cost one look-up per pixel; the tables are
-    made once per scene.
+    That is bool [H, W]: pixels where any band's value was outside 0…255; NaN becomes 0, but is not clipped. Of 8- and
+    16-bit integers there is a table of all values, which decides.
     """
     scaled, clipped = np.empty(strip_CHW.shape, np.uint8), np.zeros(strip_CHW.shape[1:], np.bool_)
     small = _is_small(strip_CHW.dtype)
-    scale_rows, at_once = (_scale_integers, _TABLE_VALUES) if small else (_scale_floats, _FLOAT_VALUES)
+    scale_rows, at_once = (_scale_integers, _INTEGERS_AT_ONCE) if small else (_scale_floats, _FLOATS_AT_ONCE)
     step = max(1, at_once // max(1, strip_CHW.shape[2]))
     for top in range(0, strip_CHW.shape[1], step):
         rows = slice(top, top + step)
@@ -72,13 +73,26 @@ def scale(strip_CHW: NDArray[Any], scaling: Scaling) -> tuple[NDArray[np.uint8],
 def _scale_integers(
     values_CHW: NDArray[Any], scaling: Scaling, scaled_CHW: NDArray[np.uint8], clipped_HW: NDArray[np.bool_]
 ) -> None:
-    for values, scaled, (table, first, last) in zip(
-        values_CHW, scaled_CHW, _tables(scaling, values_CHW.dtype.name), strict=True
-    ):
-        # All indices are in range; mode "wrap" alone spares numpy a second pass that checks them.
-        np.take(table, _unsigned(values), out=scaled, mode="wrap")
-        clipped_HW |= values < first
-        clipped_HW |= values > last
+    scalings = _integer_scalings(scaling, values_CHW.dtype.name)
+    for values, scaled, how in zip(values_CHW, scaled_CHW, scalings, strict=True):
+        if how.line:
+            kept = np.clip(values, how.first, how.last)
+            _follow(how.line, kept, scaled)
+            clipped_HW |= kept != values
+        else:
+            # All indices are in range; mode "wrap" alone spares numpy a second pass that checks them.
+            np.take(how.table, _unsigned(values), out=scaled, mode="wrap")
+            clipped_HW |= values < how.first
+            clipped_HW |= values > how.last
+
+
+def _follow(line: tuple[np.float32, np.float32], values: NDArray[Any], out: NDArray[np.uint8]) -> None:
+    zero, slope = line
+    scaled = values.astype(np.float32)
+    scaled -= zero
+    scaled *= slope
+    np.rint(scaled, out=scaled)
+    out[...] = scaled
 
 
 def _scale_floats(
@@ -98,22 +112,50 @@ def _unsigned(values: NDArray[Any]) -> NDArray[Any]:
     return values.view(f"u{values.dtype.itemsize}")
 
 
-@functools.lru_cache(maxsize=4)
-def _tables(scaling: Scaling, dtype: str) -> tuple[tuple[NDArray[np.uint8], int, int], ...]:
-    """Return per band: the scaled value of each bit pattern, and the first and last source value not clipped.
+class _IntegerScaling(NamedTuple):
+    """How one band of 8- or 16-bit integers is scaled."""
 
-    Where all values are clipped the first lies above the last.
-    """
+    table: NDArray[np.uint8]
+    """The scaled value of each bit pattern."""
+    first: int
+    """The first source value that is not clipped. Where all are it lies above `last`."""
+    last: int
+    line: tuple[np.float32, np.float32] | None
+    """(zero, slope): for every value, clipped to first…last, (value − zero) · slope in single precision, rounded, is
+    what the table says, at half of its price. None: there is no such line."""
+
+
+@functools.lru_cache(maxsize=4)
+def _integer_scalings(scaling: Scaling, dtype: str) -> tuple[_IntegerScaling, ...]:
+    """Return how each band is scaled; made once per scene."""
     info = np.iinfo(dtype)
-    prepared = _prepared(np.arange(info.min, info.max + 1), scaling)
-    tables = []
+    values = np.arange(info.min, info.max + 1)
+    prepared = _prepared(values, scaling)
+    found = []
     for low, high in zip(scaling.low, scaling.high, strict=True):
         # `prepared` ascends, so the values within low…high are neighbours.
-        first, last = np.searchsorted(prepared, low, "left"), np.searchsorted(prepared, high, "right") - 1
+        within = np.searchsorted(prepared, low, "left"), np.searchsorted(prepared, high, "right") - 1
+        first, last = (int(place) + info.min for place in within)
+        scaled = _to_bytes(prepared, low, high)
+        line = _line(scaling, low, high, values.clip(first, last), scaled) if first <= last else None
         # Seen as unsigned, negative values come last: roll the table to match.
-        table = np.roll(_to_bytes(prepared, low, high), info.min)
-        tables.append((table, int(first) + info.min, int(last) + info.min))
-    return tuple(tables)
+        found.append(_IntegerScaling(np.roll(scaled, info.min), first, last, line))
+    return tuple(found)
+
+
+def _line(
+    scaling: Scaling, low: float, high: float, values: NDArray[np.int64], expected: NDArray[np.uint8]
+) -> tuple[np.float32, np.float32] | None:
+    """Return a line, see `_IntegerScaling`, that is right for all values; most ranges have one."""
+    found = np.empty_like(expected)
+    with np.errstate(over="ignore", invalid="ignore"):
+        zero, slope = np.float32(low / scaling.scale - scaling.offset), np.float32(255 * scaling.scale / (high - low))
+        # Halves between two values may go up or down: then a slope that is next to it may do.
+        for each in (slope, np.nextafter(slope, np.float32(np.inf)), np.nextafter(slope, np.float32(0))):
+            _follow((zero, each), values, found)
+            if np.array_equal(found, expected):
+                return zero, each
+    return None
 
 
 def _prepared(values: NDArray[Any], scaling: Scaling) -> NDArray[np.float64]:

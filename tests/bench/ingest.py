@@ -64,12 +64,10 @@ from shards.schema import SCENES
 _SIDE, _TILE = 20480, 512
 _RAY_DATA_ROUNDS = 2
 _SCENES_HERE, _GROUPS_HERE = 4, 9
-_LOW, _HIGH = 200.0, 3000.0
-_TABLE = np.rint((np.arange(2**16) - _LOW) / (_HIGH - _LOW) * 255).clip(0, 255).astype(np.uint8)
-_ROWS_AT_ONCE = 32  # numpy widens indices to 64 bits, which should stay in the processor's cache
+_LOW, _HIGH = 200, 3000
 _RECIPE = {
     "uint8": Recipe(),
-    "uint16": Recipe(normalisation="linear", low=_LOW, high=_HIGH),
+    "uint16": Recipe(normalisation="linear", low=float(_LOW), high=float(_HIGH)),
 }
 
 
@@ -189,12 +187,11 @@ def _tile(source: Any, x: int, y: int, dtype: str) -> bytes:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Scale 16 bits to 8 through a table of all values, as a first script would do at best."""
-    scaled = np.empty(values.shape, np.uint8)
-    for row in range(0, _TILE, _ROWS_AT_ONCE):
-        rows = np.s_[:, row : row + _ROWS_AT_ONCE]
-        np.take(_TABLE, values[rows], out=scaled[rows], mode="wrap")
-    return scaled
+    """Scale 16 bits to 8 in single precision, as a first script would do at best: a table costs twice as much."""
+    kept = np.clip(values, _LOW, _HIGH).astype(np.float32)
+    kept -= np.float32(_LOW)
+    kept *= np.float32(255 / (_HIGH - _LOW))
+    return np.rint(kept, out=kept).astype(np.uint8)
 
 
 def _tiles(path: Path, dtype: str, windows: Windows) -> list[bytes]:

@@ -94,6 +94,12 @@ def test_entropy_counts_bits():
     assert measure(ramp.astype(np.float32) / 255, None).entropy == pytest.approx(8.0, abs=0.02)
 
 
+@pytest.mark.parametrize("side", [512, 520])
+def test_entropy_of_large_tiles_is_that_of_small_ones(side):
+    pixels = (np.random.default_rng(0).standard_normal((side, side, 1)) * 9 + 100).astype(np.uint8)
+    assert measure(pixels, None).entropy == pytest.approx(naive_entropy(pixels.reshape(-1)), abs=1e-12)
+
+
 def naive_dhash(pixels):
     height, width, _ = pixels.shape
     bright = pixels.astype(np.float64).sum(axis=2)
@@ -119,6 +125,12 @@ def test_dhash_compares_neighbouring_areas(dtype, height, width, seed):
 def test_dhash_of_bright_tall_tiles_does_not_overflow(dtype):
     pixels = np.full((3000, 18, 3), np.iinfo(dtype).max if dtype != "float32" else 1e30, dtype)
     pixels[:, :2] = 0
+    assert measure(pixels, None).dhash == naive_dhash(pixels) == 0x0101010101010101
+
+
+def test_dhash_of_many_bright_bands_does_not_overflow():
+    pixels = np.full((16, 18, 70), 255, np.uint8)
+    pixels[:, :2] = 200
     assert measure(pixels, None).dhash == naive_dhash(pixels) == 0x0101010101010101
 
 

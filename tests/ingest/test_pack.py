@@ -1,5 +1,6 @@
 """A group's units are cut by a decoder; what the decoder cannot do names the scene, or costs it alone."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,39 @@ def test_a_finished_group_is_resumed(group):
     first = group.pack()
     assert (first["group"], first["samples"]["num_rows"], first.pop("resumed")) == (group.name, 4, False)
     assert group.pack() == first | {"resumed": True}
+
+
+@pytest.mark.parametrize("name", ["put_file", "write_bytes"])
+def test_a_file_that_cannot_be_put_fails_the_group_before_its_marker(group, monkeypatch, name):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, name, full)
+        with pytest.raises(OSError, match=r"No space left on device: .* MB free"):
+            group.pack()
+    assert not Path(group_url(group.out, group.name, ".json")).exists()
+    assert group.pack()["samples"]["num_rows"] == 4
+
+
+def test_few_files_are_put_at_once_and_all_in_the_end():
+    begun, done, may_end = [], [], threading.Semaphore(0)
+
+    def put(number):
+        begun.append(number)
+        assert may_end.acquire(timeout=60)
+        done.append(number)
+
+    with pack._Puts() as puts:
+        for number in range(3):
+            puts.add(put, number)
+        assert done == []
+        may_end.release(5)
+        puts.add(put, 3)  # waits for the first
+        assert 0 in done
+        puts.add(put, 4)
+        puts.finish()
+        assert sorted(begun) == sorted(done) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("code", PASSING_CODES)

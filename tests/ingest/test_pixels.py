@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as npst
 from ingest.config import Recipe
 from ingest.pixels import (
     Scaling,
+    _integer_scalings,
     clear,
     cloudy,
     downsample,
@@ -59,6 +60,27 @@ def test_scale_follows_its_formula_for_every_type(strip, scaling):
     scaled, clipped = scale(strip, scaling)
     assert np.array_equal(scaled, np.rint((values - low) / (high - low) * 255.0).clip(0, 255))
     assert np.array_equal(clipped, ((values < low) | (values > high)).any(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scaling", "has_line"),
+    [
+        ("uint16", Scaling(low=(200.0,), high=(3000.0,)), True),
+        ("uint16", Scaling(low=(11.0,), high=(65535.0,)), True),
+        ("int16", Scaling(low=(-30000.0,), high=(-11.5,), offset=-0.25), True),
+        ("uint16", Scaling(low=(0.0,), high=(0.3,), offset=-7272.727272, scale=2.75e-5), True),  # Landsat
+        ("uint16", Scaling(low=(0.0,), high=(0.3,), offset=-1000, scale=1e-4), False),  # halves, up and down
+        ("int16", Scaling(low=(1e-300,), high=(2e-300,)), False),
+    ],
+)
+def test_every_value_is_scaled_as_the_formula_says_with_a_line_and_without(dtype, scaling, has_line):
+    info = np.iinfo(dtype)
+    values = np.arange(info.min, info.max + 1).astype(dtype).reshape(1, 256, 256)
+    scaled, clipped = scale(values, scaling)
+    (low,), (high,), wide = scaling.low, scaling.high, prepared(values, scaling)
+    assert np.array_equal(scaled, np.rint((wide - low) / (high - low) * 255.0).clip(0, 255))
+    assert np.array_equal(clipped, ((wide < low) | (wide > high))[0])
+    assert (_integer_scalings(scaling, dtype)[0].line is not None) == has_line
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
