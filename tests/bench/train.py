@@ -5,6 +5,7 @@ Parts are step, memory, linear, batches, save and start; all by default, 30 minu
 - step: FLOP/s of `Trainer.step`, from a batch as the loader delivers it to the updated teacher, as a share of a large
   matrix product's (the same process, the same threads), and seconds against a straightforward version of the same
   maths, see train_plain.py; before they race, both give the same loss and gradients for the same weights and images.
+  The straightforward way has a process of its own, with the memory management that any script gets.
   For ViT-S/16 with 2 × 224² + 8 × 96² and 4,096 prototypes, and with 2 × 448² + 8 × 96² and 65,536.
 - memory: the most that a step needs, against a dense two-view method built from the same blocks, each in a process of
   its own.

@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
@@ -85,9 +87,36 @@ def make_ways(config: Config, compiled: bool) -> dict[str, Step]:
     if compiled:
         other = make_trainer(replace(config, compile=True))
         ways["ours, compiled"] = lambda step: other.step(step, batch)
-    plain = PlainTrainer(config, NUM_BANDS, COLOUR)
-    ways[_PLAIN] = lambda _: plain.step(batch)
+    ways[_PLAIN] = _plain_step(config)
     return ways
+
+
+def _plain_step(config: Config) -> Step:
+    """Return the straightforward way's step, made in a process of its own: our trainer sets up the memory of this one.
+
+    See `shards.allocation`; the threads are as many, and wait as ours do.
+    """
+    here, there = (context := get_context("spawn")).Pipe()
+    context.Process(target=_make_plain_steps, args=(config, torch.get_num_threads(), there), daemon=True).start()
+
+    def step(number: int) -> None:
+        here.send(number)
+        here.recv()
+
+    return step
+
+
+def _make_plain_steps(config: Config, num_threads: int, pipe: Connection) -> None:
+    torch.set_num_threads(num_threads)
+    plain, batch = PlainTrainer(config, NUM_BANDS, COLOUR), noise_batch(config)
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:
+            return
+        plain.step(batch)
+        wait_for(torch.device(config.device))
+        pipe.send(number)
 
 
 def race(steps: Sequence[Step], device: torch.device) -> tuple[list[list[float]], list[list[float]]]:
