@@ -1,11 +1,14 @@
 """What the four command lines share: config files first, one-line errors, exit codes 0, 1, 2."""
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import select
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
@@ -36,13 +39,16 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> jsonargpa
     Raises:
         UserError: an unknown flag or key, a wrong type, a missing value, an unreadable config file.
     """
+    ordered = _config_first(argv)
     try:
-        return parser.parse_args(_config_first(argv))
+        for path in _config_files(ordered):
+            _refuse_doubles(path)
+        return parser.parse_args(ordered)
     except jsonargparse.ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{' '.join(lines)} (see {parser.prog} --help)") from error
     except UnicodeDecodeError as error:
-        named = " ".join(_config_first(argv)).partition(" --")[0] or "a file"
+        named = " ".join(ordered).partition(" --")[0] or "a file"
         raise UserError(f"{named} is no text in UTF-8 ({error}): give a YAML file") from error
 
 
@@ -91,6 +97,35 @@ def _config_first(argv: Sequence[str]) -> list[str]:
         else:
             rest.append(item)
     return config + rest
+
+
+def _refuse_doubles(path: Path) -> None:
+    """Name a key that a config file has twice; YAML's readers take the last without a word."""
+    import yaml  # not at the top: help does without
+
+    nodes: list[Any] = []
+    with contextlib.suppress(yaml.YAMLError, OSError):  # what is no YAML, and no file, the parser tells
+        nodes = [yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)]
+    seen = set()  # an anchor may stand in what it names
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        keys = [key.value for key, _ in node.value]
+        for number, (key, value) in enumerate(node.value):
+            if key.value in keys[:number]:
+                line = key.start_mark.line + 1
+                raise UserError(f"{path}, line {line}: {key.value} is there for the second time: keep one of them")
+            nodes.append(value)
+
+
+def _config_files(ordered: Sequence[str]) -> list[Path]:
+    following = [Path(value) for item, value in itertools.pairwise(ordered) if item == "--config"]
+    return following + [Path(item.removeprefix("--config=")) for item in ordered if item.startswith("--config=")]
 
 
 def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:

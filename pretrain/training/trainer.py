@@ -256,6 +256,11 @@ def _plan(config: Config, sources: Sources, ranks: Ranks) -> Plan:
             f"loader.batch {batch} is not a multiple of {ranks.world} ranks × accumulate {config.accumulate}: "
             f"take e.g. {max(1, batch // parts) * parts}"
         )
+    if batch > sources.num_samples:
+        raise UserError(
+            f"loader.batch {batch} is more than the {sources.num_samples} samples that there are, and a batch would "
+            f"have some twice: take at most {sources.num_samples // parts * parts}"
+        )
     if config.shard and ranks.world == 1:
         raise UserError("shard: there is one rank, and nobody to share with: start several with torchrun, or leave it")
     return make_plan(config, sources.num_samples)

@@ -87,6 +87,31 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         parse("--data", "x", "--config", str(path))
 
 
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: x\ninner: {width: 3}\ndata: y\n", "line 3: data is there for the second time"),
+        ("data: x\ninner:\n  width: 3\n  width: 4\n", "line 4: width is there"),
+        ("data: x\nlist: [{a: 1}, {b: 1, b: 2}]\n", "line 2: b is there"),
+    ],
+)
+def test_a_key_that_a_file_has_twice_is_named(tmp_path, text, told, form):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"c\.yaml, {told}"):
+        parse(*form.format(path).split(" "))
+
+
+@pytest.mark.parametrize("text", ["inner: {width: 3", "? [1, 2]\n: 3\n? [1, 2]\n: 4\n"])
+def test_odd_yaml_is_one_line(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse("--data", "x", "--config", str(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_key_in_the_file_is_named(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("inner: {depth: 7}\n")

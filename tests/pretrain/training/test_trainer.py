@@ -128,6 +128,10 @@ def test_compiled_blocks_train_as_others_do(variant, tmp_path, recompute):
     [
         ({"accumulate": 4}, r"loader\.batch 10 is not a multiple of 1 ranks × accumulate 4: take e\.g\. 8"),
         ({"shard": True}, "shard: there is one rank"),
+        (
+            {"loader__batch": 5000},
+            r"loader\.batch 5000 is more than the \d+ samples that there are, .*: take at most \d+$",
+        ),
     ],
 )
 def test_what_does_not_go_is_refused_before_anything_is_written(variant, changes, message):
