@@ -277,8 +277,8 @@ def _dhash(planes_CHW: NDArray[Any]) -> int:
     else:
         # 32 bits hold the sum of four lines of 16 bits in 8,000 bands, and are added twice as fast as 64.
         areas_CRSW = planes_CHW.take(rows, axis=1).reshape(num_bands, _HASH_ROWS, _HASH_SAMPLES, width)
-        narrow = np.uint16 if planes_CHW.dtype == np.uint8 and num_bands <= _NARROW_BANDS else np.int32
-        lines_RW = areas_CRSW.sum(axis=(0, 2), dtype=narrow).astype(np.int64)
+        sum_type = np.uint16 if planes_CHW.dtype == np.uint8 and num_bands <= _NARROW_BANDS else np.int32
+        lines_RW = areas_CRSW.sum(axis=(0, 2), dtype=sum_type).astype(np.int64)
     sums = np.add.reduceat(lines_RW, columns, axis=1)
     # Means are compared by cross-multiplying; the heights of a row's areas are equal.
     darker = sums[:, :-1] * widths[1:] < sums[:, 1:] * widths[:-1]

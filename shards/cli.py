@@ -104,7 +104,7 @@ def _refuse_doubles(path: Path) -> None:
     import yaml  # not at the top: help does without
 
     nodes: list[Any] = []
-    with contextlib.suppress(yaml.YAMLError, OSError):  # what is no YAML, and no file, the parser tells
+    with contextlib.suppress(yaml.YAMLError, OSError):  # what is no YAML, or cannot be read, the parser tells
         nodes = [yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)]
     seen = set()  # an anchor may stand in what it names
     while nodes:
@@ -124,8 +124,10 @@ def _refuse_doubles(path: Path) -> None:
 
 
 def _config_files(ordered: Sequence[str]) -> list[Path]:
-    following = [Path(value) for item, value in itertools.pairwise(ordered) if item == "--config"]
-    return following + [Path(item.removeprefix("--config=")) for item in ordered if item.startswith("--config=")]
+    """Return the regular files that are named; a pipe can be read once only, by the parser."""
+    named = [value for item, value in itertools.pairwise(ordered) if item == "--config"]
+    named += [item.removeprefix("--config=") for item in ordered if item.startswith("--config=")]
+    return [path for path in map(Path, named) if path.is_file()]
 
 
 def exit_with(program: str, main: Callable[[list[str]], int]) -> NoReturn:

@@ -257,9 +257,10 @@ def _plan(config: Config, sources: Sources, ranks: Ranks) -> Plan:
             f"take e.g. {max(1, batch // parts) * parts}"
         )
     if batch > sources.num_samples:
+        most = sources.num_samples // parts * parts
         raise UserError(
             f"loader.batch {batch} is more than the {sources.num_samples} samples that there are, and a batch would "
-            f"have some twice: take at most {sources.num_samples // parts * parts}"
+            f"have some twice: {f'take at most {most}' if most > 1 else 'give more data'}"
         )
     if config.shard and ranks.world == 1:
         raise UserError("shard: there is one rank, and nobody to share with: start several with torchrun, or leave it")

@@ -98,6 +98,7 @@ def _plain_step(config: Config) -> Step:
     """
     here, there = (context := get_context("spawn")).Pipe()
     context.Process(target=_make_plain_steps, args=(config, torch.get_num_threads(), there), daemon=True).start()
+    there.close()  # so that the process ends with what is returned
 
     def step(number: int) -> None:
         here.send(number)

@@ -1,5 +1,6 @@
 """What all four command lines share."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -101,6 +102,14 @@ def test_a_key_that_a_file_has_twice_is_named(tmp_path, text, told, form):
     path.write_text(text)
     with pytest.raises(UserError, match=rf"c\.yaml, {told}"):
         parse(*form.format(path).split(" "))
+
+
+def test_a_config_may_come_from_a_pipe():
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"data: x\ninner: {width: 7}\n")
+    os.close(write_end)
+    assert parse("--config", f"/dev/fd/{read_end}").inner.width == 7
+    os.close(read_end)
 
 
 @pytest.mark.parametrize("text", ["inner: {width: 3", "? [1, 2]\n: 3\n? [1, 2]\n: 4\n"])
