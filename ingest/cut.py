@@ -2,7 +2,8 @@
 
 A unit is a rectangle of the scene's tile grid. Source rows are read in steps that follow the file's own blocks and
 are kept until the last tile that needs them is cut, so that each block is decoded once; only a unit too wide for
-memory is cut in parts. Tiles go to a scratch file one by one.
+memory is cut in parts. Images of tiles go to a scratch file one by one, and the worker is told of each: it makes their
+hashes, JSON and rows while the next ones are cut.
 
 Memory: source rows come in steps of at most 128 MB of values, without averaging at least a row of tiles; masks and the
 scaled copy take up to twice that again, two rows of tiles the rest. A unit too wide for this, down to one tile, is cut
@@ -11,8 +12,7 @@ in parts. Where n × n pixels are averaged a step is at least one row of the fil
 """
 
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,28 +29,30 @@ from ingest.reasons import SceneRejectedError
 from ingest.scene import Scene, SceneFile, Strip, open_scene
 from ingest.strips import Rows, Tile, averaged, finished, joined, rows_of, stacked
 from shards.images import encode_image, is_picture, to_picture
-from shards.schema import canonical_json
+
+Tell = Callable[[dict[str, Any]], None]
 
 _STEP_BYTES = 128 * 2**20  # of source values read at a time
 _MAX_BLOCK_ROWS = 2048  # a file stored in taller blocks (whole compressed strips) is read by rows of tiles
 
 
 def cut_units(
-    files: Sequence[SceneFile], units: Sequence[Mapping[str, Any]], recipe: Recipe, scratch: BinaryIO
+    files: Sequence[SceneFile], units: Sequence[Mapping[str, Any]], recipe: Recipe, scratch: BinaryIO, tell: Tell
 ) -> dict[str, Any]:
-    """Write the tiles of units of one scene (image, then JSON) to the scratch file from where it stands.
+    """Write the images of the tiles of units of one scene to the scratch file from where it stands.
 
     Args:
         files: the scene's, in the order of its row; opened once for all units.
         units: columns of the plan and of the scenes table, as JSON holds them.
         recipe: the plan's.
         scratch: takes the encoded tiles.
+        tell: called for each of them once it is there with what JSON can hold: {"tile": what its own JSON says of it,
+            "figures": further columns of the samples table, "at": where its image begins}.
 
     Returns:
-        {"rows": rows of the samples table without their place in a shard, "rejects": rows of the rejects table};
-        hashes as hex.
+        {"rejects": rows of the rejects table}.
     """
-    cutters = [_Cutter(unit, recipe, scratch) for unit in units]
+    cutters = [_Cutter(unit, recipe, scratch, tell) for unit in units]
     try:
         with open_scene(files, recipe) as scene:
             corners = [corner for cutter in cutters for corner in cutter.corners]
@@ -60,17 +62,14 @@ def cut_units(
     except SceneRejectedError as rejection:
         for cutter in cutters:
             cutter.reject_rest(rejection)
-    return {
-        "rows": [row for cutter in cutters for row in cutter.rows],
-        "rejects": [row for cutter in cutters for row in cutter.rejects],
-    }
+    return {"rejects": [row for cutter in cutters for row in cutter.rejects]}
 
 
 class _Cutter:
     """The state of cutting one unit: what is finished, and which tiles are still to come."""
 
-    def __init__(self, unit: Mapping[str, Any], recipe: Recipe, scratch: BinaryIO) -> None:
-        self._unit, self._recipe, self._scratch = unit, recipe, scratch
+    def __init__(self, unit: Mapping[str, Any], recipe: Recipe, scratch: BinaryIO, tell: Tell) -> None:
+        self._unit, self._recipe, self._scratch, self._tell = unit, recipe, scratch, tell
         stride = recipe.stride_px or recipe.tile_px
         xs = tile_origins(unit["grid_width"], recipe.tile_px, stride, recipe.edge)
         ys = tile_origins(unit["grid_height"], recipe.tile_px, stride, recipe.edge)
@@ -80,7 +79,6 @@ class _Cutter:
         self._places: Mapping[tuple[int, int], Mapping[str, Any]] = {}
         self._tile_CHW: NDArray[Any] | None = None
         self._done: set[tuple[int, int]] = set()
-        self.rows: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
 
     def cut(self, scene: Scene, places: Mapping[tuple[int, int], Mapping[str, Any]]) -> None:
@@ -200,15 +198,23 @@ class _Cutter:
             self._reject(tile.x, tile.y, *refused)
             return
         self._done.add((tile.x, tile.y))
-        row = self._row(tile, figures)
         extension, image = encode_image(pixels_HWC, encoding(self._recipe), self._recipe.jpeg_quality, picture)
-        metadata = canonical_json({**row, "path": self._unit["path"], "bands": list(self._recipe.bands)})
-        row |= {"band_sums": figures.band_sums, "band_squares": figures.band_squares, "num_valid": figures.num_valid}
-        row |= {"member": extension, "member_size": len(image), "json_size": len(metadata)}
-        row |= {"member_sha256": hashlib.sha256(image).hexdigest(), "json_sha256": hashlib.sha256(metadata).hexdigest()}
+        at = self._scratch.tell()
         self._scratch.write(image)
-        self._scratch.write(metadata)
-        self.rows.append(row)
+        self._scratch.flush()
+        self._tell(
+            {
+                "tile": self._described(tile, figures),
+                "figures": {
+                    "num_valid": figures.num_valid,
+                    "band_sums": figures.band_sums,
+                    "band_squares": figures.band_squares,
+                    "member": extension,
+                    "member_size": len(image),
+                },
+                "at": at,
+            }
+        )
 
     def _together(self, pixels_CHW: NDArray[Any]) -> NDArray[Any]:
         """Return a copy whose planes lie together, which the next tile overwrites: in new memory it costs twice."""
@@ -217,8 +223,8 @@ class _Cutter:
         np.copyto(self._tile_CHW, pixels_CHW, casting="no")
         return self._tile_CHW
 
-    def _row(self, tile: Tile, figures: TileFigures) -> dict[str, Any]:
-        """Return the columns of the samples table that the tile's own JSON holds, too."""
+    def _described(self, tile: Tile, figures: TileFigures) -> dict[str, Any]:
+        """Return what the tile's own JSON says of it, which are columns of the samples table but for the last two."""
         unit, side = self._unit, self._recipe.tile_px
         factor = unit["factor"] or 1
         return {
@@ -240,6 +246,8 @@ class _Cutter:
             "clipped_share": round(tile.clipped_share, 6),
             "cloud_share": None if tile.cloud_share is None else round(tile.cloud_share, 6),
             "dhash": figures.dhash,
+            "path": unit["path"],
+            "bands": list(self._recipe.bands),
         }
 
     def _reject(self, x: int, y: int, reason: str, detail: str) -> None:

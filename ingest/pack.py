@@ -4,12 +4,14 @@ Idempotent: the same group gives the same bytes, at names that are made of the c
 die anywhere, or finish late without harm. The marker is written last and only once. A group with tiles that were left
 out for what may pass (PASSING_CODES) is no last word: its marker has a name of its own, and the next run packs it anew.
 
-Memory: about 1 kB per tile, and what a store's client holds of the shards on their way, 210 MB for three of 64 MB;
+Memory: about 4 kB per tile, and what a store's client holds of the shards on their way, 210 MB for three of 64 MB;
 encoded tiles wait in a scratch file. The decoder has its own (see `ingest.cut`).
 """
 
+import hashlib
 import itertools
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.access import Access, Place, reach, require_shared
@@ -33,9 +36,12 @@ from shards.commit import encode_table
 from shards.keyed import hash64
 from shards.schema import REJECTS, SAMPLES, canonical_json, sha256_hex
 from shards.storage.scratch import disk_full_told, remove_left_scratch, scratch_folder
-from shards.tar import ShardWriter
+from shards.tar import BLOCK, ShardWriter
 
 _PUTS_AT_ONCE = 3
+_ROWS_PER_BATCH = 1024
+_WAITING = pa.schema([*SAMPLES, ("_at", pa.int64()), ("_json", pa.binary())])
+"""Tiles without a place in a shard yet: what the samples table says, where their images begin, and their JSON."""
 
 
 class NotDeterministicError(RuntimeError):
@@ -43,22 +49,53 @@ class NotDeterministicError(RuntimeError):
 
 
 class _Scratch:
-    """Encoded tiles of a group on local disk, until their order is known."""
+    """Images of a group's tiles on local disk, until their order is known."""
 
-    def __init__(self, path: Path) -> None:
-        path.touch()
-        self.path = path
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
         self.size = 0
-        self.rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
         self.rejects: list[dict[str, Any]] = []
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def finish(self, told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return rows as `add` takes them.
+
+        Args:
+            told: by `ingest.cut.cut_units`; the images are here.
+        """
+        return [self._row(each) for each in told]
+
+    def _row(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        tile, figures, metadata = told["tile"], told["figures"], canonical_json(told["tile"])
+        hashes = {
+            "member_sha256": hashlib.sha256(self.image(told["at"], figures["member_size"])).digest(),
+            "json_sha256": hashlib.sha256(metadata).digest(),
+        }
+        return {**from_json(tile), **figures, **hashes, "_at": told["at"], "_json": metadata}
+
+    def image(self, at: int, size: int) -> bytes:
+        """Return the image of a tile."""
+        data = os.pread(self._file.fileno(), size, at)
+        assert len(data) == size, "the decoder told of more than it wrote"
+        return data
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Take note of tiles that the decoder wrote, one behind the other, at the end."""
-        for row in rows:
-            image, metadata = row["member_size"], row["json_size"]
-            hashes = {name: bytes.fromhex(row[name]) for name in ("member_sha256", "json_sha256")}
-            self.rows.append({**from_json(row), **hashes, "_at": self.size})
-            self.size += image + metadata
+        self._rows += rows
+        self.size += sum(row["member_size"] for row in rows)
+        if len(self._rows) >= _ROWS_PER_BATCH:
+            self._batch()
+
+    def _batch(self) -> None:
+        # As objects of Python rows take five times the memory.
+        self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=_WAITING))
+        self._rows = []
+
+    def tiles(self) -> pa.Table:
+        """Return what is known of all tiles that were added, see _WAITING."""
+        self._batch()
+        return pa.Table.from_batches(self._batches)
 
 
 class _Puts:
@@ -126,12 +163,17 @@ def pack_group(
     data = pa.BufferReader(storage.read_bytes(group_url(out, group, ".parquet")))
     units = pq.ParquetFile(data).read(use_threads=False).to_pylist()
     remove_left_scratch("ingest")
-    with scratch_folder("ingest") as folder, disk_full_told(folder, *_local(out)), _Puts() as puts:
-        scratch = _Scratch(folder / "tiles")
+    with (
+        scratch_folder("ingest") as folder,
+        disk_full_told(folder, *_local(out)),
+        _Puts() as puts,
+        (folder / "tiles").open("w+b", buffering=0) as file,
+    ):
+        scratch = _Scratch(folder / "tiles", file)
         source_bytes = _pack_units(units, place, recipe, decoder(limits), scratch)
         shards, samples = _write_shards(scratch, out, recipe, folder, puts)
         tables = {
-            "samples": pa.Table.from_pylist(samples, schema=SAMPLES),
+            "samples": samples,
             "rejects": pa.Table.from_pylist(scratch.rejects, schema=REJECTS),
         }
         left_out = dict(Counter(row["reason"] for row in scratch.rejects))
@@ -175,7 +217,7 @@ def _cut(units: list[dict[str, Any]], access: Access, recipe: Recipe, decode: De
     request |= {"recipe": recipe_json(recipe), "scratch": str(scratch.path), "position": scratch.size}
     try:
         with faults_named(str(units[0]["path"])):
-            found = call_surely(decode, "cut", request, access)
+            found = call_surely(decode, "cut", request, access, scratch.finish)
     except SceneRejectedError as rejection:
         if len(units) == 1:
             scratch.rejects += _all_tiles(units[0], recipe, rejection)
@@ -183,7 +225,7 @@ def _cut(units: list[dict[str, Any]], access: Access, recipe: Recipe, decode: De
         for unit in units:
             _cut([unit], access, recipe, decode, scratch)
     else:
-        scratch.add(found["rows"])
+        scratch.add(found.get("rows", []))
         scratch.rejects += found["rejects"]
 
 
@@ -202,38 +244,50 @@ def _all_tiles(unit: Mapping[str, Any], recipe: Recipe, rejection: SceneRejected
 
 def _write_shards(
     scratch: _Scratch, out: str, recipe: Recipe, folder: Path, puts: _Puts
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sort the tiles by keyed hash and cut them by equal bytes; return rows of the shards and samples tables."""
-    scratch.rows.sort(key=lambda row: (hash64("mix", recipe.seed, row["key"]), row["key"]))
-    sizes = np.array([row["member_size"] + row["json_size"] for row in scratch.rows], np.float64)
-    if not len(sizes):
-        return [], []
+) -> tuple[list[dict[str, Any]], pa.Table]:
+    """Sort the tiles by keyed hash and cut them by equal bytes; return rows of the shards table, and the samples."""
+    tiles = scratch.tiles()
+    if not tiles.num_rows:
+        return [], SAMPLES.empty_table()
+    keys = tiles["key"].to_pylist()
+    tiles = tiles.take(sorted(range(len(keys)), key=lambda row: (hash64("mix", recipe.seed, keys[row]), keys[row])))
+    sizes = pc.add(tiles["member_size"], pc.binary_length(tiles["_json"])).to_numpy().astype(np.float64)
     count = max(1, round(sizes.sum() / (recipe.shard_mb * 1e6)))
     places = np.minimum((np.cumsum(sizes) - sizes) * count // sizes.sum(), count - 1)
     shards, samples = [], []
-    with scratch.path.open("rb") as tiles:
-        for place in range(count):
-            rows = [row for row, mine in zip(scratch.rows, places == place, strict=True) if mine]
-            if rows:
-                shards.append(_write_shard(tiles, rows, folder / f"{place}.tar"))
-                puts.add(_put_shard, folder / f"{place}.tar", storage.join(out, shards[-1]["url"]))
-                shard = {"shard": shards[-1]["shard"]}
-                samples += [{name: row.get(name) for name in SAMPLES.names} | shard for row in rows]
-    return shards, samples
+    for begin, end in itertools.pairwise(np.searchsorted(places, np.arange(count + 1)).tolist()):
+        if begin < end:
+            path = folder / f"{begin}.tar"
+            shard, rows = _write_shard(scratch, tiles.slice(begin, end - begin), path)
+            puts.add(_put_shard, path, storage.join(out, shard["url"]))
+            shards.append(shard)
+            samples.append(rows)
+    return shards, pa.concat_tables(samples)
 
 
-def _write_shard(tiles: BinaryIO, rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+def _write_shard(scratch: _Scratch, tiles: pa.Table, path: Path) -> tuple[dict[str, Any], pa.Table]:
     with path.open("wb") as file:
         writer = ShardWriter(file)
-        for row in rows:
-            tiles.seek(row["_at"])
-            image, metadata = tiles.read(row["member_size"]), tiles.read(row["json_size"])
-            extent = writer.write(row["key"], {row["member"]: image, "json": metadata})
-            row |= {"offset": extent.offset, "size": extent.size, "crc32c": extent.crc32c}
-            row["member_offset"] = extent.offset + 512
+        extents = [
+            writer.write(
+                row["key"], {row["member"]: scratch.image(row["_at"], row["member_size"]), "json": row["_json"]}
+            )
+            for row in tiles.select(["key", "member", "member_size", "_at", "_json"]).to_pylist()
+        ]
         writer.close()
     name = writer.sha256()
-    return {"shard": name, "url": f"shards/{name}.tar", "size": writer.size, "num_samples": writer.num_samples}
+    placed = {
+        "shard": [name] * len(extents),
+        "offset": [extent.offset for extent in extents],
+        "size": [extent.size for extent in extents],
+        "crc32c": [extent.crc32c for extent in extents],
+        "member_offset": [extent.offset + BLOCK for extent in extents],
+    }
+    for column, values in placed.items():
+        field = SAMPLES.field(column)
+        tiles = tiles.set_column(tiles.schema.get_field_index(column), field, pa.array(values, field.type))
+    shard = {"shard": name, "url": f"shards/{name}.tar", "size": writer.size, "num_samples": writer.num_samples}
+    return shard, tiles.select(SAMPLES.names)
 
 
 def _put_shard(path: Path, url: str) -> None:

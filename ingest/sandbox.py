@@ -3,7 +3,8 @@
 The worker keeps the network, the credentials and the truth; the decoder gets local paths or asks the worker for byte
 ranges, has limits (address space, CPU time, wall time), an environment without credentials, and is renewed now and
 then, since decoders leak. Calls and answers are JSON (nothing that a broken decoder says is ever executed); pixels go
-through a scratch file. A call costs about 0.1 ms, a new decoder 0.3 s.
+through a scratch file, and rows come as they are made, so that the worker can work on them while the decoder goes on.
+A call costs about 0.1 ms, a new decoder 0.3 s.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ _KEPT_PREFIXES = ("PYTHON", "GDAL_", "PROJ_", "OMP_", "OPENBLAS_")
 
 Ranges = list[tuple[int, int]]
 Reader = Callable[[int, Ranges], Sequence[bytes]]
+Finish = Callable[[list[dict[str, Any]]], Sequence[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,10 @@ class Decoder:
         self._requests: IO[bytes]
         self._answers: IO[bytes]
 
-    def call(self, name: str, request: dict[str, Any], read: Reader | None = None) -> dict[str, Any]:
-        """Run one function on a request and return its answer.
+    def call(
+        self, name: str, request: dict[str, Any], read: Reader | None = None, finish: Finish | None = None
+    ) -> dict[str, Any]:
+        """Run one function on a request and return its answer, with the rows that it told meanwhile as "rows", if any.
 
         A call whose decoder dies or fails unexpectedly, if not of too much work, is made once more in a new one, so
         that what a predecessor left behind is not held against a scene.
@@ -99,6 +103,8 @@ class Decoder:
             name: of a function that `ingest.decoder` offers.
             request: JSON values.
             read: gives the bytes of (offset, size) ranges of a file, by its number; its errors end the call.
+            finish: what to make of some rows when they come; its errors end the call. Of a call that is made once more
+                the rows of the first attempt come to nothing.
 
         Raises:
             SceneRejectedError: the content rules the scene out, also by crashing or exhausting the decoder, or by
@@ -110,7 +116,7 @@ class Decoder:
         payload = json.dumps({"call": name, "cpu_s": self.limits.cpu_s, **request}).encode()
         for last in (False, True):
             try:
-                return self._attempt(payload, read, len(request.get("units", [None])))
+                return self._attempt(payload, read, finish, len(request.get("units", [None])))
             except _DiedError as death:
                 # Too much work is too much again; a second try would double the price.
                 if (last and death.code) or death.code == "decoder_slow":
@@ -119,24 +125,29 @@ class Decoder:
                     raise DecoderFaultError(f"the decoder was killed from outside: {death.detail}") from death
         raise AssertionError
 
-    def _attempt(self, payload: bytes, read: Reader | None, pieces: int) -> dict[str, Any]:
+    def _attempt(self, payload: bytes, read: Reader | None, finish: Finish | None, pieces: int) -> dict[str, Any]:
         process = self._running()
+        rows: list[Any] = []
         self._calls += 1
         deadline_s = time.monotonic() + self.limits.wall_s * pieces
         try:
             _send(self._requests, b"C", payload)
             while True:
                 kind, data = _receive(self._answers, deadline_s)
-                if kind != b"R":
+                if kind == b"R":
+                    self._serve(json.loads(data), read)
+                elif kind == b"T":
+                    rows += finish(json.loads(data)) if finish else json.loads(data)
+                else:
                     break
-                self._serve(json.loads(data), read)
         except (EOFError, BrokenPipeError):
             self.close(kill=False)
             raise _cause_of_death(process.returncode) from None
         except BaseException:
             self.close()
             raise
-        return self._answer(kind, json.loads(data))
+        answer = self._answer(kind, json.loads(data))
+        return {**answer, "rows": rows} if rows else answer
 
     def _answer(self, kind: bytes, answer: dict[str, Any]) -> dict[str, Any]:
         if kind == b"A":

@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
-
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def scene_files(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -40,4 +38,4 @@ def time_text(moment: datetime) -> str:
 def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with its time as a moment, as tables take it."""
     time = row.get("time")
-    return {**row, "time": datetime.strptime(time, _TIME).replace(tzinfo=UTC) if time else None}
+    return {**row, "time": datetime.fromisoformat(time) if time else None}

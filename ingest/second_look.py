@@ -10,12 +10,14 @@ from typing import Any
 
 from ingest.access import Access
 from ingest.reasons import SceneRejectedError
-from ingest.sandbox import Decoder
+from ingest.sandbox import Decoder, Finish
 
 _CHUNK_BYTES = 2**20
 
 
-def call_surely(decode: Decoder, name: str, request: dict[str, Any], access: Access) -> dict[str, Any]:
+def call_surely(
+    decode: Decoder, name: str, request: dict[str, Any], access: Access, finish: Finish | None = None
+) -> dict[str, Any]:
     """Call the decoder on a scene; make sure of it if the answer is that local bytes are corrupt.
 
     Raises:
@@ -23,7 +25,7 @@ def call_surely(decode: Decoder, name: str, request: dict[str, Any], access: Acc
         OSError: what the decoder's call raises.
     """
     try:
-        found = decode.call(name, request, access.read)
+        found = decode.call(name, request, access.read, finish)
     except SceneRejectedError as rejection:
         if rejection.code != "corrupt" or not _local_paths(access):
             raise
@@ -32,7 +34,7 @@ def call_surely(decode: Decoder, name: str, request: dict[str, Any], access: Acc
             return found
     for path in _local_paths(access):
         _read_through(path)
-    return decode.call(name, request, access.read)
+    return decode.call(name, request, access.read, finish)
 
 
 def _local_paths(access: Access) -> list[str]:

@@ -1,7 +1,6 @@
 """What the tests of the decoding side share: small rasters, and cutting them in this process."""
 
 import io
-import json
 import shutil
 
 import numpy as np
@@ -108,25 +107,24 @@ def probed(files, recipe, **known):
     return row | probe_scene(files, row, recipe)
 
 
-def tiles_of(found, scratch):
+def tiles_of(told, scratch):
     """Return {(x, y): pixels [H, W, C]} of what was cut into a scratch file's bytes."""
     tiles, position = {}, 0
-    for row in found["rows"]:
-        image = scratch[position : position + row["member_size"]]
-        metadata = json.loads(scratch[position + row["member_size"] :][: row["json_size"]])
-        assert metadata["key"] == row["key"]
-        tiles[row["x"], row["y"]] = decode_image(row["member"], image)
-        position += row["member_size"] + row["json_size"]
+    for row in told:
+        assert row["at"] == position
+        position += row["figures"]["member_size"]
+        image = scratch[row["at"] : position]
+        tiles[row["tile"]["x"], row["tile"]["y"]] = decode_image(row["figures"]["member"], image)
     assert position == len(scratch)
     return tiles
 
 
 def cut(files, unit, recipe):
     """Cut a unit in this process; return (tiles, {(x, y): reason}, rows)."""
-    scratch = io.BytesIO()
-    found = cut_units(files, [unit], recipe, scratch)
+    scratch, told = io.BytesIO(), []
+    found = cut_units(files, [unit], recipe, scratch, told.append)
     rejects = {(reject["x"], reject["y"]): reject["reason"] for reject in found["rejects"]}
-    return tiles_of(found, scratch.getvalue()), rejects, found["rows"]
+    return tiles_of(told, scratch.getvalue()), rejects, [{**row["tile"], **row["figures"]} for row in told]
 
 
 def cut_scene(files, recipe, **known):

@@ -46,7 +46,7 @@ def ingest_scene(decode, place, row, scratch, recipe=RECIPE, whole=False, **part
     with reach(place, row, whole=whole) as access:
         request = {"files": access.files, "units": [to_json(unit)], "recipe": recipe_json(recipe)}
         found = decode.call("cut", request | {"scratch": str(scratch), "position": 0}, access.read)
-    return row, tiles_of(found, scratch.read_bytes()), found["rejects"]
+    return row, tiles_of(found.get("rows", []), scratch.read_bytes()), found["rejects"]
 
 
 def test_local_files_are_read_in_place(tmp_path, decode):

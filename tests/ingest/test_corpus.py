@@ -42,7 +42,7 @@ def cut_row(decode, folder, row, recipe, scratch):
     request = {"files": files, "units": [to_json(unit_of(row, recipe))], "recipe": recipe_json(recipe)}
     found = decode.call("cut", request | {"scratch": str(scratch), "position": 0})
     rejects = {(reject["x"], reject["y"]): reject["reason"] for reject in found["rejects"]}
-    return tiles_of(found, scratch.read_bytes()), rejects
+    return tiles_of(found.get("rows", []), scratch.read_bytes()), rejects
 
 
 def end_state(decode, folder, name, recipe, scratch):

@@ -56,6 +56,18 @@ def test_a_finished_group_is_resumed(group):
     assert group.pack() == first | {"resumed": True}
 
 
+@pytest.mark.parametrize("per_batch", [1, 3, 1024])
+def test_tiles_wait_in_the_order_in_which_they_came(tmp_path, monkeypatch, per_batch):
+    monkeypatch.setattr(pack, "_ROWS_PER_BATCH", per_batch)
+    with (tmp_path / "tiles").open("w+b", buffering=0) as file:
+        scratch = _Scratch(tmp_path / "tiles", file)
+        assert scratch.tiles().num_rows == 0
+        for first in range(0, 10, 2):
+            scratch.add([{"key": str(number), "member_size": number} for number in (first, first + 1)])
+        assert scratch.tiles()["key"].to_pylist() == [str(number) for number in range(10)]
+        assert scratch.size == sum(range(10))
+
+
 @pytest.mark.parametrize("name", ["put_file", "write_bytes"])
 def test_a_file_that_cannot_be_put_fails_the_group_before_its_marker(group, monkeypatch, name):
     def full(*_):
@@ -148,9 +160,10 @@ def unit_at(row):
 
 def cut_with(call, units, folder):
     """Cut units with a decoder that does what `call` does; return the scratch file."""
-    scratch = _Scratch(folder / "tiles")
-    decoder = type("Fake", (), {"call": lambda _, name, request, read: call(request)})()
-    _cut(units, Access([], []), RECIPE, decoder, scratch)
+    decoder = type("Fake", (), {"call": lambda _, name, request, read, finish: call(request)})()
+    with (folder / "tiles").open("w+b", buffering=0) as file:
+        scratch = _Scratch(folder / "tiles", file)
+        _cut(units, Access([], []), RECIPE, decoder, scratch)
     return scratch
 
 
@@ -167,7 +180,7 @@ def test_of_several_units_the_culprit_alone_is_rejected(tmp_path, reason):
     def call(request):
         if any(unit["first_row"] == 1 for unit in request["units"]):
             raise SceneRejectedError(reason, "told")
-        return {"rows": [], "rejects": []}
+        return {"rejects": []}
 
     scratch = cut_with(call, [unit_at(row) for row in range(3)], tmp_path)
     assert [(reject["x"], reject["y"], reject["reason"]) for reject in scratch.rejects] == [

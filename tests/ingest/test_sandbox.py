@@ -30,7 +30,14 @@ def fail(error):
     raise error
 
 def called(function):
-    return lambda call, files, recipe: {{"answer": function(call, files), "pid": os.getpid()}}
+    return lambda call, files, recipe, tell: {{"answer": function(call, files), "pid": os.getpid()}}
+
+def count(call, files, recipe, tell):
+    for number in range(call["to"]):
+        tell({{"number": number}})
+        if number == call["die_at"]:
+            die(call, files)
+    return {{"counted": call["to"]}}
 
 def die(call, files):
     with open(call["deaths"], "a") as deaths:
@@ -55,6 +62,7 @@ def work(call, files):
 
 decoder._CALLS |= {{
     "die": called(die),
+    "count": count,
     "read": called(read),
     "work": called(work),
     "leave": called(lambda call, files: os._exit(3)),
@@ -63,6 +71,7 @@ decoder._CALLS |= {{
     "fill": called(lambda call, files: len(b"x" * call["size"])),
     "variables": called(lambda call, files: sorted(os.environ)),
     "raise": called(lambda call, files: 1 // 0),
+    "infinite": lambda call, files, recipe, tell: tell({{"gsd_m": float("inf")}}) or {{}},
     "mistake": called(lambda call, files: fail(ValueError("<x at 0x7f00ab> of /a/b/x.tif is no tile"))),
     "gdal": called(lambda call, files: fail(RasterioIOError("no such tile"))),
     "disk": called(lambda call, files: fail(OSError(call["errno"], os.strerror(call["errno"])))),
@@ -89,8 +98,12 @@ def hostile(tmp_path, monkeypatch):
         each.close()
 
 
-def ask(decode, name, read=None, files=(), **values):
-    return decode.call(name, {"files": list(files), "recipe": recipe_json(Recipe()), **values}, read)
+def ask(decode, name, read=None, files=(), finish=None, **values):
+    return decode.call(name, {"files": list(files), "recipe": recipe_json(Recipe()), **values}, read, finish)
+
+
+def fail(error):
+    raise error
 
 
 def rejection(decode, name, **values):
@@ -251,6 +264,34 @@ def test_a_fault_of_the_disk_is_no_scenes(hostile):
     with pytest.raises(OSError, match="No space left") as full:
         ask(decode, "disk", errno=errno.ENOSPC)
     assert full.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_rows_are_worked_on_as_they_come_and_count_once(hostile, tmp_path, times):
+    came = []
+
+    def finish(rows):
+        came.extend(row["number"] for row in rows)
+        return [{"square": row["number"] ** 2} for row in rows]
+
+    deaths = {"deaths": str(tmp_path / "deaths"), "times": times, "signal": signal.SIGKILL}
+    found = ask(hostile(), "count", finish=finish, to=1000, die_at=700, **deaths)
+    assert found == {"counted": 1000, "rows": [{"square": number**2} for number in range(1000)]}
+    assert came[-1000:] == list(range(1000))
+    assert len(came) <= 1000 + 701 * times
+
+
+def test_an_error_over_a_row_ends_the_call_and_its_decoder(hostile, tmp_path):
+    decode = hostile()
+    first = ask(decode, "variables")["pid"]
+    with pytest.raises(OSError, match="scratch is gone"):
+        ask(decode, "count", finish=lambda rows: fail(OSError("scratch is gone")), to=10, die_at=-1)
+    assert ask(decode, "variables")["pid"] != first
+
+
+def test_what_json_cannot_hold_costs_the_scene(hostile):
+    code, detail = rejection(hostile(), "infinite")
+    assert (code, detail[:13]) == ("decoder_failed", "ValueError in")
 
 
 def test_a_decoder_that_cannot_write_rejects_nothing(tmp_path):

@@ -16,8 +16,8 @@ from ingest.second_look import call_surely
 from tests.ingest.rasters import copy_cut_short, inventory_row, land, unit_of, write
 
 RECIPE = Recipe(tile_px=32)
-CORRUPT = {"rows": [], "rejects": [{"reason": "corrupt"}, {"reason": "low_contrast"}]}
-GOOD = {"rows": [], "rejects": [{"reason": "low_contrast"}]}
+CORRUPT = {"rejects": [{"reason": "corrupt"}, {"reason": "low_contrast"}]}
+GOOD = {"rejects": [{"reason": "low_contrast"}]}
 
 
 class Answers:
@@ -26,7 +26,7 @@ class Answers:
     def __init__(self, *answers):
         self.answers = list(answers)
 
-    def call(self, name, request, read):
+    def call(self, name, request, read, finish):
         """Give the next answer; a text is the code of a rejection."""
         answer = self.answers.pop(0)
         if isinstance(answer, str):
@@ -75,7 +75,7 @@ def test_probe_and_pack_call_it_unreadable(tmp_path, monkeypatch):
     write(tmp_path / "x.tif", land(3), tiled=True, blockxsize=32, blockysize=32)
     copy_cut_short(tmp_path / "x.tif", scenes / "cut.tif", 0.6)
     (scenes / "head.tif").write_bytes((tmp_path / "x.tif").read_bytes()[:40])
-    place, decode, scratch = Place(root=str(scenes), absolute=False), Decoder(), _Scratch(tmp_path / "tiles")
+    place, decode = Place(root=str(scenes), absolute=False), Decoder()
 
     def probe(name):
         return probe_row(decode, place, inventory_row(scenes, name), RECIPE)
@@ -84,14 +84,17 @@ def test_probe_and_pack_call_it_unreadable(tmp_path, monkeypatch):
         assert probe("head.tif")["reason"] == "corrupt"
         unit = unit_of(probe("cut.tif"), RECIPE)
         access = access_to(scenes / "cut.tif")
-        _cut([unit], access, RECIPE, decode, scratch)
+        with (tmp_path / "tiles").open("w+b", buffering=0) as file:
+            scratch = _Scratch(tmp_path / "tiles", file)
+            _cut([unit], access, RECIPE, decode, scratch)
         assert {reject["reason"] for reject in scratch.rejects} == {"corrupt"}
-        assert scratch.rows
+        assert scratch.tiles().num_rows
         monkeypatch.setattr(second_look, "open", failing_open, raising=False)
         row = probe("head.tif")
         assert (row["state"], row["reason"], row["detail"]) == ("rejected", "unreadable", "Stale file handle")
-        again = _Scratch(tmp_path / "again")
-        _cut([unit], access, RECIPE, decode, again)
+        with (tmp_path / "again").open("w+b", buffering=0) as file:
+            again = _Scratch(tmp_path / "again", file)
+            _cut([unit], access, RECIPE, decode, again)
         assert [reject["reason"] for reject in again.rejects] == ["unreadable"] * 4
     finally:
         decode.close()

@@ -284,10 +284,10 @@ def test_tiles_left_out_for_what_may_pass_are_looked_at_again(tmp_path, monkeypa
 
         well = pack.call_surely
 
-        def call_surely(decode, name, request, access):
+        def call_surely(decode, name, request, access, finish):
             if any(unit["path"] == "s1.tif" for unit in request["units"]):
                 raise SceneRejectedError("decoder_crashed", "told")
-            return well(decode, name, request, access)
+            return well(decode, name, request, access, finish)
 
         pack.call_surely = call_surely
         try:

@@ -67,10 +67,10 @@ def upload(folder, url, names=None):
 
 def test_a_scene_that_changes_while_it_is_probed_is_not_corrupt(tmp_path):
     class Late(Decoder):
-        def call(self, name, request, read=None):
+        def call(self, name, request, read=None, finish=None):
             path = Path(request["files"][0]["local"])
             path.write_bytes(path.read_bytes()[:100])
-            return super().call(name, request, read)
+            return super().call(name, request, read, finish)
 
     write_scene(tmp_path / "scene.tif", 0)
     row, place, decode = inventory_row(tmp_path, "scene.tif"), Place(root=str(tmp_path), absolute=False), Late()
