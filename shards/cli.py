@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import select
 import sys
 import typing
@@ -21,6 +22,13 @@ Namespace = jsonargparse.Namespace
 Parser = jsonargparse.ArgumentParser
 ConfigT = TypeVar("ConfigT")
 
+_KINDS = {
+    "tuple": 'a list in brackets, like "[a, b]"',
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+}
 _BROKEN_PIPE = 141  # as if killed by SIGPIPE: 128 + 13
 
 
@@ -42,11 +50,12 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> jsonargpa
     ordered = _config_first(argv)
     try:
         for path in _config_files(ordered):
-            _refuse_doubles(path)
+            _refuse_malformed(path)
         return parser.parse_args(ordered)
     except jsonargparse.ArgumentError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{' '.join(lines)} (see {parser.prog} --help)") from error
+        told = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        told = re.sub(r"Expected a <class '(\w+)'>", lambda kind: f"Expected {_KINDS.get(kind[1], kind[1])}", told)
+        raise UserError(f"{told} (see {parser.prog} --help)") from error
     except UnicodeDecodeError as error:
         named = " ".join(ordered).partition(" --")[0] or "a file"
         raise UserError(f"{named} is no text in UTF-8 ({error}): give a YAML file") from error
@@ -99,28 +108,40 @@ def _config_first(argv: Sequence[str]) -> list[str]:
     return config + rest
 
 
-def _refuse_doubles(path: Path) -> None:
-    """Name a key that a config file has twice; YAML's readers take the last without a word."""
+def _refuse_malformed(path: Path) -> None:
+    """Name what a config file may not have, though YAML allows it: a key twice, or a value that contains itself.
+
+    Of a key YAML's readers take the last without a word; in the other the parser would never come to an end.
+    """
     import yaml  # not at the top: help does without
 
-    nodes: list[Any] = []
     with contextlib.suppress(yaml.YAMLError, OSError):  # what is no YAML, or cannot be read, the parser tells
-        nodes = [yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)]
-    seen = set()  # an anchor may stand in what it names
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-            continue
-        keys = [key.value for key, _ in node.value]
-        for number, (key, value) in enumerate(node.value):
-            if key.value in keys[:number]:
-                line = key.start_mark.line + 1
-                raise UserError(f"{path}, line {line}: {key.value} is there for the second time: keep one of them")
-            nodes.append(value)
+        _refuse_in(path, yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader), [], set())
+
+
+def _refuse_in(path: Path, node: Any, around: Sequence[Any], seen: set[int]) -> None:
+    """See `_refuse_malformed`.
+
+    Args:
+        path: of the file.
+        node: of its tree, from PyYAML.
+        around: the nodes that it stands in.
+        seen: ids of nodes that were looked at, perhaps under another name; this one joins.
+    """
+    if node is None or isinstance(node.value, str):
+        return
+    if any(node is each for each in around):
+        raise UserError(f"{path}, line {node.start_mark.line + 1}: a value contains itself: write out what is meant")
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    entries = [each if isinstance(each, tuple) else (None, each) for each in node.value]
+    names = [key and key.value for key, _ in entries]
+    for number, (key, value) in enumerate(entries):
+        if key and key.value in names[:number]:
+            line = key.start_mark.line + 1
+            raise UserError(f"{path}, line {line}: {key.value} is there for the second time: keep one of them")
+        _refuse_in(path, value, [*around, node], seen)
 
 
 def _config_files(ordered: Sequence[str]) -> list[Path]:

@@ -52,7 +52,7 @@ def test_flags_win_over_the_file_wherever_they_stand(config_file):
         ((), "data"),
         (("--data", "x", "--inner.widht", "3"), "inner.widht"),
         (("--data", "x", "--inner.wid", "3"), "inner.wid"),
-        (("--data", "x", "--inner.width", "three"), "inner.width"),
+        (("--data", "x", "--inner.width", "three"), 'inner.width": Expected a whole number. Got value: three'),
         (("--data", "x", "--inner.width", "0"), "width is 0: choose 1 or more"),
         (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
         (("--data", "x", "--config"), "--config"),
@@ -95,13 +95,35 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         ("data: x\ninner: {width: 3}\ndata: y\n", "line 3: data is there for the second time"),
         ("data: x\ninner:\n  width: 3\n  width: 4\n", "line 4: width is there"),
         ("data: x\nlist: [{a: 1}, {b: 1, b: 2}]\n", "line 2: b is there"),
+        ("data: x\ninner: &it\n  width: *it\n", "line 2: a value contains itself"),
+        ("data: &it [1, [2, *it]]\n", "line 1: a value contains itself"),
     ],
 )
-def test_a_key_that_a_file_has_twice_is_named(tmp_path, text, told, form):
+def test_a_key_twice_and_a_value_in_itself_are_named(tmp_path, text, told, form):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"c\.yaml, {told}"):
         parse(*form.format(path).split(" "))
+
+
+def test_a_value_may_have_several_names(tmp_path):
+    path = tmp_path / "c.yaml"
+    # Each line has the one before twice: looked at anew under each name it would take for ever.
+    lines = ["a0: &a0 [1, 2]", *(f"a{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 60))]
+    path.write_text("\n".join(lines))
+    cli._refuse_malformed(path)
+
+
+def test_what_is_to_be_a_list_tells_how_one_is_written():
+    @dataclass(frozen=True, kw_only=True)
+    class Listed:
+        bands: tuple[str, ...] = ("red",)
+        """Names."""
+
+    assert cli.parse_config("stage", "A stage.", Listed, ["--bands", "[red, green]"]).bands == ("red", "green")
+    told = r'"bands": Expected a list in brackets, like "\[a, b\]"\. Got value: red,green'
+    with pytest.raises(UserError, match=told):
+        cli.parse_config("stage", "A stage.", Listed, ["--bands", "red,green"])
 
 
 def test_a_config_may_come_from_a_pipe():
