@@ -278,7 +278,8 @@ def test_rows_are_worked_on_as_they_come_and_count_once(hostile, tmp_path, times
     found = ask(hostile(), "count", finish=finish, to=1000, die_at=700, **deaths)
     assert found == {"counted": 1000, "rows": [{"square": number**2} for number in range(1000)]}
     assert came[-1000:] == list(range(1000))
-    assert len(came) <= 1000 + 701 * times
+    # What the first attempt told before it died had come by then.
+    assert (len(came) > 1000) == (times > 0)
 
 
 def test_an_error_over_a_row_ends_the_call_and_its_decoder(hostile, tmp_path):
